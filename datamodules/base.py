@@ -1,0 +1,402 @@
+"""From a verified cohort table to batches: the one road that every dataset takes.
+
+A batch is a dict, in two and three dimensions alike:
+
+==================  ==============================================================================================
+``image``           (B, C, D, H, W) or (B, C, H, W); RAS+, so D, H, W run left-right, posterior-anterior,
+                    inferior-superior. Half precision from the loader, float32 on the device, after augmentation.
+``target``          {name: (B,) float32}, in the unit of the cohort's schema; NaN where a label is missing.
+``covariates``      (B, K) float32, in the order of the argument `covariates`; NaN where missing.
+``affine``          (B, 4, 4) float64, voxel index to RAS millimetres.
+``participant_id``  list of str; with ``dataset`` it identifies a person.
+``session_id``      list of str, "" without sessions.
+``image_id``        list of str, unique within a dataset.
+``dataset``         list of str.
+``site``            list of str.
+``split``           list of str: train, val, test, external, or predict.
+``epoch``           (B,) int64; with ``image_id`` and ``occurrence`` the key of the sample's augmentation.
+``occurrence``      (B,) int64; counts the draws of the same sample within the epoch.
+==================  ==============================================================================================
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.augmentation import Augmentation, sample_key
+from datamodules.cache import ImageFiles, VolumeCache
+from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort
+from datamodules.dataset import CohortDataset, KeySampler, Sample, collate
+from datamodules.preprocessing import Preprocessing, read_volume, to_native
+from datamodules.splits import Split, holdout_split
+from datamodules.verify import check_manifest
+from tracking.progress import progress
+
+TargetTransform = Literal["identity", "log"]
+EVALUATED_PARTS = ("test", "external")
+
+
+class BaseDataModule(LightningDataModule):
+    """Read, check, split, cache and batch a cohort; a dataset is a subclass that sets defaults.
+
+    Args:
+        table: Cohort table (.tsv or .csv, or a BIDS folder) with its sidecar; several are read as one cohort, each a
+            dataset of its own.
+        images: Image columns, in the order of the channels.
+        targets: Target columns that are read into the batch.
+        mask: Column with the foreground mask, if there is one.
+        covariates: Covariate columns, in the order of the batch's last axis.
+        root: Folder that image paths are relative to; the table's own folder by default.
+        preprocessing: What is done once to every image before it is cached.
+        augmentation: Random changes of the training images, on the device; none by default.
+        batch_size: Samples per optimisation step, over all devices.
+        num_workers: Loader processes; 0 reads in the training process.
+        val_fraction: Share of the participants of the training sites whose rows choose the model.
+        test_fraction: Share of the participants of the training sites held out for the test.
+        held_out_sites: Sites that training never sees; their participants form the split `external`.
+        group_by: Column whose rows stay on one side of the split (an anatomy, a family).
+        stratify_by: Column that is balanced over the splits; the first target by default.
+        split_seed: Seed of the split, apart from `seed` so that repeated trainings share their test set.
+        split_file: A `folds.json` to use instead of drawing; participants it does not name belong to `external`.
+        seed: Seed of order and augmentation; follows `seed_everything` on the command line.
+        cache: Folder of preprocessed volumes; `FONTANEL_CACHE`, else the user's cache folder.
+        target_transform: Scale on which the loss is computed, `log` meaning log(target + 0.75); predictions return in
+            the target's unit.
+        allow_unverified: Train on a cohort without a fitting manifest; recorded in the run.
+
+    Raises:
+        CohortError: When the table, its manifest or a column does not fit; all problems at once.
+    """
+
+    def __init__(
+        self,
+        table: Path | list[Path],
+        images: list[str],
+        targets: list[str] | None = None,
+        mask: str | None = None,
+        covariates: list[str] | None = None,
+        root: Path | None = None,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - frozen
+        augmentation: Augmentation | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        val_fraction: float = 0.15,
+        test_fraction: float = 0.15,
+        held_out_sites: list[str] | None = None,
+        group_by: str | None = None,
+        stratify_by: str | None = None,
+        split_seed: int = 0,
+        split_file: Path | None = None,
+        seed: int = 0,
+        cache: Path | None = None,
+        target_transform: TargetTransform = "identity",
+        allow_unverified: bool = False,
+    ) -> None:
+        super().__init__()
+        self.tables = list(table) if isinstance(table, list) else [table]
+        self.images = images
+        self.targets = targets or []
+        self.mask = mask
+        self.covariates = covariates or []
+        self.root = root
+        self.preprocessing = preprocessing
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.held_out_sites = held_out_sites or []
+        self.group_by = group_by
+        self.stratify_by = stratify_by or next(iter(self.targets), None)
+        self.split_seed = split_seed
+        self.split_file = split_file
+        self.seed = seed
+        self.cache = VolumeCache(cache, preprocessing)
+        self.target_transform: TargetTransform = target_transform
+        self.allow_unverified = allow_unverified
+        self.cohorts: list[Cohort] = []
+        self.samples: list[Sample] = []
+        self.split: Split | None = None
+        self.verified = False
+        self.labels_required = True  # prediction of new images does without
+
+    # Reading -----------------------------------------------------------------------------------------------------
+
+    def read(self) -> None:
+        """Read the tables, check them against their manifests, and list the samples; cheap, and done once."""
+        if self.cohorts:
+            return
+        absent = [table for table in self.tables if not table.exists()]
+        if absent:
+            raise CohortError(
+                f"There is no cohort table {absent[0]}. Name yours with --data.table, or make a phantom: "
+                f"fontanel make-cohort brain-age {absent[0].parent}"
+            )
+        cohorts = [read_cohort(table, root=self.root) for table in self.tables]
+        names = [cohort.dataset for cohort in cohorts]
+        if len(set(names)) < len(names):
+            raise CohortError(
+                f"The tables share a dataset name ({', '.join(names)}), so their participants cannot be told apart. "
+                "Rename a table, or give each a `dataset` column."
+            )
+        for cohort in cohorts:
+            self._require_columns(cohort)
+        hashes = [self._checked_hashes(cohort) for cohort in cohorts]
+        self.cohorts = cohorts
+        self.samples = [
+            sample for cohort, known in zip(cohorts, hashes, strict=True) for sample in self._samples(cohort, known)
+        ]
+
+    def assign_splits(self, unknown: str = "external") -> None:
+        """Give every sample its split: drawn from the table, or read from `split_file`.
+
+        Args:
+            unknown: Split of participants that the split does not name.
+        """
+        self.read()
+        if self.split is not None:
+            return
+        frame = pd.concat([cohort.frame for cohort in self.cohorts], ignore_index=True)
+        if self.split_file is not None:
+            self.split = Split.read(self.split_file)
+        else:
+            self.split = holdout_split(
+                frame,
+                target=self.stratify_by,
+                fractions={
+                    "train": 1 - self.val_fraction - self.test_fraction,
+                    "val": self.val_fraction,
+                    "test": self.test_fraction,
+                },
+                held_out_sites=tuple(self.held_out_sites),
+                group=self.group_by,
+                seed=self.split_seed,
+            )
+        parts = [self.split.part_of(participant_key(sample.dataset, sample.participant_id)) for sample in self.samples]
+        self.samples = [
+            replace(sample, split=part or unknown) for sample, part in zip(self.samples, parts, strict=True)
+        ]
+
+    def _require_columns(self, cohort: Cohort) -> None:
+        labels = self.targets if self.labels_required else []
+        wanted = [*self.images, *labels, *self.covariates, *([self.mask] if self.mask else [])]
+        absent = [name for name in wanted if name not in cohort.frame.columns]
+        if absent:
+            raise CohortError(
+                f"{cohort.table.name} has no column {', '.join(absent)}; it has {', '.join(map(str, cohort.frame))}. "
+                "Name its columns in the configuration (data.images, data.targets, data.mask, data.covariates)."
+            )
+        hidden = [
+            name
+            for name in [*self.targets, *self.covariates]
+            if name in {c.name for c in cohort.schema.of_role("truth")}
+        ]
+        if hidden:
+            raise CohortError(
+                f"{', '.join(hidden)} in {cohort.table.name} is a hidden truth of a phantom; a model must not see it."
+            )
+
+    def _checked_hashes(self, cohort: Cohort) -> dict[str, str]:
+        if self.allow_unverified:
+            return {}
+        manifest = check_manifest(cohort)
+        self.verified = True
+        return {path: facts.sha256 for path, facts in manifest.files.items()}
+
+    def _samples(self, cohort: Cohort, hashes: dict[str, str]) -> list[Sample]:
+        return [self._sample(cohort, row, hashes) for row in cohort.frame.to_dict("records")]
+
+    def _sample(self, cohort: Cohort, row: dict[Any, Any], hashes: dict[str, str]) -> Sample:
+        names = [row[name] for name in self.images]
+        if self.mask:
+            names.append(row[self.mask])
+        paths = [cohort.resolve(name) for name in names]
+        sha256s = tuple(hashes[name] for name in names) if all(name in hashes for name in names) else None
+        images, mask = (tuple(paths[:-1]), paths[-1]) if self.mask else (tuple(paths), None)
+        return Sample(
+            participant_id=row["participant_id"],
+            session_id=row["session_id"],
+            image_id=row["image_id"],
+            dataset=row["dataset"],
+            site=row["site"],
+            split="predict",
+            files=ImageFiles(images, mask, sha256s),
+            targets={name: float(row.get(name, np.nan)) for name in self.targets},
+            covariates=tuple(float(row[name]) for name in self.covariates),
+        )
+
+    # Lightning ---------------------------------------------------------------------------------------------------
+
+    def prepare_data(self) -> None:
+        """Fill the cache, in parallel, once a node; what is there already is not computed again."""
+        self.read()
+        items = [sample.files for sample in self.samples]
+        with progress("Preprocessing images", len(items)) as advance:
+            self.cache.build(items, num_workers=os.cpu_count() or 1, on_item=lambda _done, _total: advance(1))
+
+    def setup(self, stage: str) -> None:
+        """Read the cohort and assign splits; a prediction uses every row, and marks those the model was trained on."""
+        if stage != "predict":
+            self.assign_splits()
+        elif self.split_file is not None:
+            self.assign_splits(unknown="predict")
+        else:
+            self.read()
+        if stage == "fit" and not self.part("train"):
+            raise CohortError(
+                "No participant is left for training. Lower data.val_fraction or data.test_fraction, or free a site."
+            )
+
+    def part(self, *names: str) -> list[Sample]:
+        """Return the samples of one or more splits, in the order of the table."""
+        return [sample for sample in self.samples if sample.split in names]
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training part, shuffled by (seed, epoch)."""
+        samples = self.part("train")
+        return self._loader(samples, shuffle=True, weights=self.sampling_weights(samples))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the validation part."""
+        return self._loader(self.part("val"))
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the held-out participants and of the held-out sites."""
+        return self._loader(self.part(*EVALUATED_PARTS))
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of every row of the table."""
+        return self._loader(self.samples)
+
+    def _loader(
+        self, samples: list[Sample], *, shuffle: bool = False, weights: Sequence[float] | None = None
+    ) -> DataLoader[Any]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if self.batch_size % world_size:
+            raise CohortError(
+                f"data.batch_size {self.batch_size} is the size over all devices: make it a multiple of {world_size}."
+            )
+        sampler = KeySampler(
+            len(samples),
+            self.seed,
+            shuffle=shuffle,
+            weights=weights,
+            batch_size=self.batch_size,
+            rank=rank,
+            world_size=world_size,
+        )
+        return DataLoader(
+            CohortDataset(samples, self.cache),
+            sampler=sampler,
+            batch_size=self.batch_size // world_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Make the images float32 and, in training, augment them on the device they are on."""
+        image: Tensor = batch["image"]
+        if self.augmentation is not None and self.trainer is not None and self.trainer.training:
+            keys = [
+                sample_key(self.seed, int(epoch), image_id, int(occurrence))
+                for epoch, image_id, occurrence in zip(
+                    batch["epoch"], batch["image_id"], batch["occurrence"], strict=True
+                )
+            ]
+            image = self.augmentation(image, keys)
+        return {**batch, "image": image.float()}
+
+    # What a module, a run and a reader need to know ----------------------------------------------------------------
+
+    def sampling_weights(self, samples: Sequence[Sample]) -> list[float] | None:
+        """Return one weight per training sample, or None to see each once an epoch."""
+        return None
+
+    def target_values(self, name: str) -> Tensor:
+        """Return the known values of a target in the training part, (N,) float64, in its own unit."""
+        values = np.array([sample.targets[name] for sample in self.part("train")], dtype=np.float64)
+        return torch.from_numpy(values[np.isfinite(values)])
+
+    def target_unit(self, name: str) -> str | None:
+        """Return the unit of a target as the schema gives it."""
+        return self.cohorts[0].schema.column(name).unit
+
+    def to_native(self, array: np.ndarray, sample: Sample, *, order: Literal[0, 1] = 1) -> np.ndarray:
+        """Resample a map (D, H, W) of a sample's grid to the grid of the participant's own first image."""
+        cached = self.cache.get(sample.files.images, sample.files.mask, sample.files.sha256s)
+        native = read_volume(sample.files.images[0])
+        return to_native(array, cached.affine, native.data.shape[1:], native.affine, order=order)
+
+    def data_contract(self) -> dict[str, Any]:
+        """Describe what a network trained on these batches expects: channels, grid, normalisation and outputs."""
+        return {
+            "channels": list(self.images),
+            "mask": self.mask,
+            "orientation": "RAS",
+            "preprocessing": self.preprocessing.canonical(),
+            "target_transform": self.target_transform,
+            "units": {name: self.target_unit(name) for name in self.targets},
+        }
+
+    def cohort_facts(self) -> dict[str, Any]:
+        """Describe the cohort for the run: hashes, and counts per split and site, never an identifier."""
+        if self.split is None:
+            raise CohortError("The splits are assigned in setup(); call it before cohort_facts().")
+        rows = pd.DataFrame(
+            [
+                {"split": s.split, "site": s.site, "key": participant_key(s.dataset, s.participant_id), **s.targets}
+                for s in self.samples
+            ]
+        )
+        return {
+            "tables": [
+                {
+                    "name": cohort.table.name,
+                    "dataset": cohort.dataset,
+                    "sha256": hashlib.sha256(cohort.table.read_bytes()).hexdigest(),
+                }
+                for cohort in self.cohorts
+            ],
+            "verified": self.verified,
+            "phantom": any(cohort.schema.of_role("truth") for cohort in self.cohorts),
+            "split": {"protocol": self.split.protocol, "seed": self.split.seed, "hash": self.split.hash},
+            "counts": [
+                self._count(str(split), str(site), part)
+                for (split, site), part in rows.groupby(["split", "site"], sort=True)
+            ],
+        }
+
+    def _count(self, split: str, site: str, part: pd.DataFrame) -> dict[str, Any]:
+        summary = {
+            name: {
+                "known": int(part[name].notna().sum()),
+                "mean": _number(part[name].mean()),
+                "sd": _number(part[name].std()),
+                "min": _number(part[name].min()),
+                "max": _number(part[name].max()),
+            }
+            for name in self.targets
+        }
+        return {
+            "split": split,
+            "site": site,
+            "participants": int(part["key"].nunique()),
+            "images": len(part),
+            "targets": summary,
+        }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,149 @@
+"""Samples of a cohort: which volume comes when (a pure function of seed and epoch), and how a batch is put together."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from datamodules.cache import ImageFiles, VolumeCache
+
+
+class SampleKey(NamedTuple):
+    """What identifies one draw of one sample: enough to augment it the same way again anywhere."""
+
+    position: int
+    epoch: int
+    occurrence: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image set of one participant: a row of the cohort table as the network will meet it."""
+
+    participant_id: str
+    session_id: str
+    image_id: str
+    dataset: str
+    site: str
+    split: str
+    files: ImageFiles
+    targets: dict[str, float]
+    covariates: tuple[float, ...] = field(default=())
+
+
+class CohortDataset(Dataset[dict[str, Any]]):
+    """Preprocessed volumes of a list of samples, read from the cache.
+
+    Args:
+        samples: The samples, in a fixed order.
+        cache: Where their preprocessed volumes are.
+    """
+
+    def __init__(self, samples: Sequence[Sample], cache: VolumeCache) -> None:
+        self.samples = list(samples)
+        self.cache = cache
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
+        sample = self.samples[key.position]
+        volume = self.cache.get(sample.files.images, sample.files.mask, sample.files.sha256s)
+        return {
+            "image": torch.from_numpy(np.asarray(volume.array)),
+            "affine": torch.from_numpy(np.asarray(volume.affine)),
+            "target": sample.targets,
+            "covariates": torch.tensor(sample.covariates, dtype=torch.float32),
+            "participant_id": sample.participant_id,
+            "session_id": sample.session_id,
+            "image_id": sample.image_id,
+            "dataset": sample.dataset,
+            "site": sample.site,
+            "split": sample.split,
+            "epoch": key.epoch,
+            "occurrence": key.occurrence,
+        }
+
+
+TEXT_KEYS = ("participant_id", "session_id", "image_id", "dataset", "site", "split")
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples into the batch that `datamodules.base` documents; images stay in half precision."""
+    batch: dict[str, Any] = {name: [item[name] for item in items] for name in TEXT_KEYS}
+    for name in ("image", "affine", "covariates"):
+        batch[name] = torch.stack([item[name] for item in items])
+    for name in ("epoch", "occurrence"):
+        batch[name] = torch.tensor([item[name] for item in items], dtype=torch.int64)
+    batch["target"] = {
+        name: torch.tensor([item["target"][name] for item in items], dtype=torch.float32) for name in items[0]["target"]
+    }
+    return batch
+
+
+class KeySampler(Sampler[SampleKey]):
+    """Yield the keys of one epoch for one rank.
+
+    The permutation (or, with weights, the draw with replacement) depends on seed and epoch alone, so that it is the
+    same for any number of workers, ranks and resumptions. Training drops the incomplete last batch; evaluation neither
+    pads nor drops.
+
+    Args:
+        num_samples: Number of samples.
+        seed: Seed of the permutation.
+        shuffle: Permute (training) or keep the order (evaluation).
+        weights: One weight per sample to draw with replacement in proportion to it.
+        batch_size: Samples per step over all ranks; only training needs it.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int = 0,
+        *,
+        shuffle: bool = False,
+        weights: Sequence[float] | None = None,
+        batch_size: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_samples = num_samples
+        self.seed = seed
+        self.shuffle = shuffle
+        self.weights = None if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration; Lightning calls this."""
+        self.epoch = epoch
+
+    def order(self, epoch: int) -> list[int]:
+        """Return the sample indices of an epoch over all ranks."""
+        if not self.shuffle:
+            return list(range(self.num_samples))
+        generator = torch.Generator().manual_seed((self.seed << 24) + epoch)
+        if self.weights is None:
+            order = torch.randperm(self.num_samples, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.num_samples, replacement=True, generator=generator)
+        complete = self.num_samples - self.num_samples % min(self.batch_size, self.num_samples)
+        return [int(index) for index in order[:complete]]
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        seen: Counter[int] = Counter()
+        for position, index in enumerate(self.order(self.epoch)):
+            if position % self.world_size == self.rank:
+                yield SampleKey(index, self.epoch, seen[index])
+            seen[index] += 1
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.order(0)), self.world_size))

@@ -1,0 +1,60 @@
+"""A tiny cohort in the real layout on disk, and stores and caches that no test shares with a user."""
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+SITES = ("north", "south", "west")
+AFFINE_PSR = np.array([[0.0, 0.0, 4.0, -30.0], [-4.0, 0.0, 0.0, 34.0], [0.0, -4.0, 0.0, 28.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory, monkeypatch):
+    """Keep every test away from the user's store and cache."""
+    for name in ("MLFLOW_TRACKING_URI", "FONTANEL_OUTPUT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FONTANEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real images, or a skip that says why."""
+    folder = os.environ.get("FONTANEL_TEST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("FONTANEL_TEST_DATA names no folder with real images")
+    return Path(folder)
+
+
+def write_tiny_cohort(folder: Path, num_participants: int = 30, seed: int = 0) -> Path:
+    """Write T1-like balls whose radius shrinks with age, stored P-S-R, and return the table."""
+    generator = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True)
+    grid = np.stack(np.meshgrid(np.arange(18), np.arange(16), np.arange(17), indexing="ij"), axis=-1) - 8.0
+    rows = []
+    for index in range(num_participants):
+        age = float(generator.uniform(20, 90))
+        radius = 7.5 - age / 30
+        ball = 800.0 / (1 + np.exp(2 * (np.linalg.norm(grid, axis=-1) - radius)))
+        data = (ball + generator.normal(0, 10, ball.shape)).clip(0).astype(np.int16)
+        name = f"images/sub-{index:02d}_T1w.nii.gz"
+        nib.save(nib.Nifti1Image(data, AFFINE_PSR), folder / name)
+        rows.append({"participant_id": f"sub-{index:02d}", "site": SITES[index % 3], "t1w": name, "age": round(age, 3)})
+    pd.DataFrame(rows).to_csv(folder / "tiny.tsv", sep="\t", index=False)
+    return folder / "tiny.tsv"
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory) -> Path:
+    """The table of a verified cohort of 30 participants at three sites; not to be changed."""
+    from datamodules.verify import verify_cohort, write_manifest
+
+    table = write_tiny_cohort(tmp_path_factory.mktemp("tiny"))
+    verification = verify_cohort(table)
+    assert verification.ok, json.dumps(verification.as_json(), indent=1)
+    write_manifest(verification)
+    return table

@@ -1,0 +1,149 @@
+import errno
+import multiprocessing
+import os
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from datamodules import cache as cache_module
+from datamodules.cache import ImageFiles, VolumeCache, default_folder
+from datamodules.preprocessing import Preprocessing, PreprocessingError
+
+AFFINE = np.array([[0, -2.0, 0, 11], [1.5, 0, 0, -7], [0, 0, 3.0, 40], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def items(tmp_path):
+    made = []
+    for index in range(12):
+        data = np.random.default_rng(index).integers(0, 900, (7, 8, 9)).astype(np.int16)
+        nib.save(nib.Nifti1Image(data, AFFINE), tmp_path / f"scan{index}.nii")
+        made.append(ImageFiles((tmp_path / f"scan{index}.nii",)))
+    return made
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return VolumeCache(tmp_path / "cache", Preprocessing(shape=(6, 7, 8)))
+
+
+@pytest.fixture
+def processes():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["datamodules.cache"])
+    return context
+
+
+def test_processes_share_one_cache(cache, items, processes):
+    with ProcessPoolExecutor(3, mp_context=processes) as executor:
+        counts = [future.result() for future in [executor.submit(cache.build, items) for _ in range(3)]]
+    assert sum(counts) == len(items)  # each entry was computed by exactly one of them
+    alone = VolumeCache(cache.folder.with_name("alone"), cache.preprocessing)
+    for item in items:
+        shared = cache.get(item.images)
+        assert shared.hit
+        np.testing.assert_array_equal(shared.array, alone.get(item.images).array)
+
+
+def test_workers_compute_what_one_process_computes(cache, items):
+    seen = []
+    assert cache.build(items, num_workers=2, on_item=lambda done, _: seen.append(done)) == len(items)
+    assert seen == list(range(1, len(items) + 1))
+    assert cache.build(items, num_workers=2) == 0
+    alone = VolumeCache(cache.folder.with_name("alone"), cache.preprocessing)
+    for item in items:
+        np.testing.assert_array_equal(cache.get(item.images).array, alone.get(item.images).array)
+
+
+def test_a_killed_builder_leaves_nothing_that_is_trusted_wrongly(cache, items, processes):
+    reference = VolumeCache(cache.folder.with_name("reference"), cache.preprocessing)
+    reference.build(items)
+    for attempt in range(6):
+        builder = processes.Process(target=cache.build, args=(items,))
+        builder.start()
+        entries = len(list(cache.folder.rglob("*.npy")))
+        deadline = time.monotonic() + 30
+        while len(list(cache.folder.rglob("*.npy"))) == entries and builder.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.001 * attempt)
+        os.kill(builder.pid, signal.SIGKILL)
+        builder.join(10)
+    assert VolumeCache(cache.folder, cache.preprocessing).build(items) <= len(items)
+    for item in items:
+        np.testing.assert_array_equal(cache.get(item.images).array, reference.get(item.images).array)
+
+
+def test_a_leftover_of_a_killed_writer_is_removed(cache, items):
+    cache.get(items[0].images)
+    (path,) = (cache.folder / "volumes").rglob("*.npy")
+    (path.parent / "torn.tmp").write_bytes(b"half")
+    path.unlink()
+    assert not cache.get(items[0].images).hit
+    assert sorted(file.suffix for file in path.parent.iterdir()) == [".json", ".npy"]
+
+
+@pytest.mark.parametrize(("module", "step"), [(os, "fsync"), (Path, "replace")])
+def test_full_disk_is_named_and_leaves_nothing(cache, items, monkeypatch, module, step):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, full)
+        with pytest.raises(PreprocessingError, match=r"cache: cannot be written \(No space left on device\)"):
+            cache.get(items[0].images)
+    assert not [file for file in (cache.folder / "volumes").rglob("*") if file.is_file()]
+    assert not cache.get(items[0].images).hit
+
+
+def test_values_beyond_half_precision_are_refused(tmp_path, items):
+    nib.save(nib.Nifti1Image(np.linspace(0, 7e4, 504, dtype=np.float32).reshape(7, 8, 9), AFFINE), tmp_path / "ct.nii")
+    raw = VolumeCache(tmp_path / "cache", Preprocessing(spacing=None, shape=(7, 8, 9), normalisation="none"))
+    with pytest.raises(PreprocessingError, match=r"ct.nii: 70000 is above 65504"):
+        raw.get([tmp_path / "ct.nii"])
+
+
+def test_a_file_is_hashed_once_until_it_is_touched(cache, items, monkeypatch):
+    path = items[0].images[0]
+    monkeypatch.setattr(cache_module, "SETTLED", -(10**12))  # files of this moment count as settled
+    first = cache.content_hash(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_module.hashlib, "file_digest", None)  # reading would fail
+        assert VolumeCache(cache.folder, cache.preprocessing).content_hash(path) == first
+    times = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert cache.content_hash(path) != first
+
+
+def test_a_file_that_may_still_change_is_not_remembered(cache, items):
+    cache.content_hash(items[0].images[0])
+    assert not (cache.folder / "hashes").exists()
+
+
+def test_a_folder_is_hashed_by_names_and_contents(cache, tmp_path):
+    hashes = set()
+    for name, content in [("1.dcm", b"a"), ("1.dcm", b"b"), ("2.dcm", b"b")]:
+        folder = tmp_path / f"series{len(hashes)}"
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        hashes.add(cache.content_hash(folder))
+    assert len(hashes) == 3
+
+
+def test_known_hashes_save_reading(cache, items, monkeypatch):
+    monkeypatch.setattr(VolumeCache, "content_hash", None)  # calling it would fail
+    assert not cache.get(items[0].images, None, ["a" * 64]).hit
+    assert cache.get(items[0].images, None, ["a" * 64]).hit
+
+
+def test_default_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("FONTANEL_CACHE", str(tmp_path / "own"))
+    assert default_folder() == VolumeCache(None, Preprocessing()).folder == tmp_path / "own"
+    monkeypatch.delenv("FONTANEL_CACHE")
+    monkeypatch.setattr(cache_module.sys, "platform", "linux")
+    assert default_folder() == tmp_path / "user" / "fontanel"
