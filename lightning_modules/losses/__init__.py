@@ -1,0 +1,6 @@
+"""Losses: pure torch; a sample whose target is NaN adds nothing."""
+
+from lightning_modules.losses.masked import MaskedRegressionLoss, masked_mean
+from lightning_modules.losses.soft_bins import SoftBinsLoss
+
+__all__ = ["MaskedRegressionLoss", "SoftBinsLoss", "masked_mean"]

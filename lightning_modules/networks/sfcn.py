@@ -1,0 +1,62 @@
+"""The simple fully convolutional network of Peng et al., made for brain age.
+
+Example:
+    .. code-block:: yaml
+
+        network:
+          class_path: lightning_modules.networks.SFCN
+          init_args: {in_channels: 1, width: 32}
+"""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from lightning_modules.networks.encoder import Encoder, ModelError
+
+
+class SFCN(Encoder):
+    """Simple fully convolutional network: five pooled blocks, one 1x1x1 block, average pooling, a linear head.
+
+    Blocks are conv 3x3x3 - BatchNorm - max-pool 2 - ReLU with `width` * (1, 2, 4, 8, 8) channels, then conv 1x1x1 -
+    BatchNorm - ReLU with 2 * `width` channels. The published head, a 1x1x1 convolution of the averaged map, is the
+    linear layer that it equals. Five poolings need 32 voxels on every axis; 32x40x32 ends in a single voxel.
+
+    Args:
+        in_channels: Number of image channels.
+        width: Channels of the first block; 32 is the published network (32-64-128-256-256-64).
+        num_outputs: Number of outputs of the head; the task's module sets it.
+        dropout: Probability of dropping a feature before the head.
+
+    References:
+        Peng et al., Medical Image Analysis 2021, doi:10.1016/j.media.2020.101871.
+    """
+
+    def __init__(self, in_channels: int = 1, width: int = 32, num_outputs: int = 1, dropout: float = 0.5) -> None:
+        if width < 1:
+            raise ModelError(
+                f"SFCN got width={width}; give the channels of its first block, 1 or more (published: 32)."
+            )
+        super().__init__(in_channels, 2 * width, num_outputs, dropout, minimum_size=(32, 32, 32))
+        channels = [in_channels, width, 2 * width, 4 * width, 8 * width, 8 * width]
+        blocks = [_pooled_block(before, after) for before, after in pairwise(channels)]
+        blocks.append(
+            nn.Sequential(
+                nn.Conv3d(channels[-1], self.num_features, kernel_size=1), nn.BatchNorm3d(self.num_features), nn.ReLU()
+            )
+        )
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """Map (B, C, D, H, W) to (B, F, D // 32, H // 32, W // 32)."""
+        features: Tensor = self.blocks(image)
+        return features
+
+
+def _pooled_block(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1),
+        nn.BatchNorm3d(out_channels),
+        nn.MaxPool3d(kernel_size=2),
+        nn.ReLU(),
+    )
