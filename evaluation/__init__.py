@@ -1,0 +1,1 @@
+"""Statistics and figures from the predictions table; knows neither torch nor MLflow."""
