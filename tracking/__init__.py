@@ -1,0 +1,1 @@
+"""Everything between a run and MLflow: the store, the logger, checkpoints and what they may say."""

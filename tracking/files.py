@@ -1,0 +1,102 @@
+"""Files that are whole or not there, and readable by their owner only."""
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import override
+
+
+class HashingWriter(io.BufferedWriter):
+    """A new file that knows the hash of what was written to it, as long as nobody seeks.
+
+    Args:
+        descriptor: Open file descriptor, closed with the file.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(io.FileIO(descriptor, "wb"))
+        self._digest = hashlib.sha256()
+
+    @override
+    def write(self, buffer: Any) -> int:
+        """Write bytes and add them to the hash."""
+        self._digest.update(buffer)
+        return super().write(buffer)
+
+    def hexdigest(self) -> str:
+        """Return the sha256 of all bytes written so far."""
+        return self._digest.hexdigest()
+
+
+def make_private_folder(folder: Path) -> Path:
+    """Make a folder and the missing ones above it, readable by their owner only, and return it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with temporary_file(target) as (file, temporary):
+        file.write(content)
+        sync(file)
+        replace(temporary, target)
+
+
+@contextmanager
+def temporary_file(target: Path) -> Iterator[tuple[HashingWriter, Path]]:
+    """Open a new file beside a target, on the same filesystem; it is gone afterwards unless it was renamed.
+
+    Args:
+        target: File that the new one shall become.
+
+    Yields:
+        The open file and its path.
+    """
+    descriptor, name = tempfile.mkstemp(dir=make_private_folder(target.parent), prefix=_prefix(target), suffix=".tmp")
+    try:
+        with HashingWriter(descriptor) as file:
+            yield file, Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def sync(file: HashingWriter) -> None:
+    """Make sure that what was written is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def replace(temporary: Path, target: Path) -> None:
+    """Rename a synced file to its target, and make sure that the renaming is on the disk."""
+    os.replace(temporary, target)  # noqa: PTH105 - Path.replace would hide where a test injects a fault
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # without this two renames may reach the disk in the other order
+    finally:
+        os.close(folder)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Delete the temporary files that killed writers of the same target left behind."""
+    if target.parent.is_dir():
+        for path in target.parent.iterdir():
+            if path.name.startswith(_prefix(target)) and path.suffix == ".tmp":
+                path.unlink(missing_ok=True)
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}."
