@@ -1,0 +1,145 @@
+"""The front door of the command line: find the verb, and import nothing heavy before it runs."""
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+VERBS = {
+    "quickstart": "Make a phantom cohort, train, evaluate and report, in about three minutes.",
+    "make-cohort": "Write a phantom cohort with known ground truth.",
+    "verify": "Check every file of a cohort table and write its manifest.",
+    "fit": "Train a model from a configuration file.",
+    "validate": "Evaluate a run or a configuration on the validation part.",
+    "test": "Evaluate a run or a configuration on held-out participants and sites.",
+    "predict": "Predict new images, with or without labels, from a run or a checkpoint.",
+    "evaluate": "Compute metrics with intervals from a predictions table of any software.",
+    "report": "Write report.html for a run or a predictions table.",
+    "ui": "Open the MLflow UI on the store.",
+}
+PACKAGES = ("datamodules", "evaluation", "experiments", "lightning_modules", "tracking")
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+class Verb(Protocol):
+    """What a module in `experiments` offers to the front door."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Add the verb's own arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do the work and return the exit code."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: The words after `fontanel`; those of the process by default.
+
+    Returns:
+        0 done, 1 the input or the result is bad, 2 wrong usage, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in {"-h", "--help"}:
+        print(overview())
+        return DONE if words else WRONG_USAGE
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("fontanel"))
+        return DONE
+    name = words[0]
+    if name not in VERBS:
+        close = difflib.get_close_matches(name, VERBS, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        return complain(f"there is no verb '{name}'.{hint} 'fontanel --help' lists them.", WRONG_USAGE)
+    return run_verb(name, words[1:], debug=debug)
+
+
+def overview() -> str:
+    """Return the text of `fontanel --help`."""
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: fontanel VERB [arguments] [--debug]",
+            "",
+            "Transfer learning for clinical neuroimaging, tracked, and proven across sites.",
+            "",
+            *lines,
+            "",
+            "'fontanel VERB --help' explains a verb; --debug shows tracebacks; --version prints the version.",
+            "Start with: fontanel quickstart",
+        ]
+    )
+
+
+def run_verb(name: str, words: Sequence[str], *, debug: bool) -> int:
+    """Import a verb's module, parse its words and run it; errors become one paragraph unless `debug`."""
+    verb = cast(Verb, importlib.import_module(f"experiments.{name.replace('-', '_')}"))
+    parser = argparse.ArgumentParser(
+        prog=f"fontanel {name}",
+        description=VERBS[name],
+        epilog=verb.__doc__ and verb.__doc__.partition("\n")[2].strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verb.add_arguments(parser)
+    passes_on = getattr(verb, "PASSES_ON", False)
+    try:
+        if passes_on:
+            own, rest = separate(parser, words)
+            arguments = parser.parse_args(own, argparse.Namespace(rest=rest))
+        else:
+            arguments = parser.parse_args(words)
+        return verb.run(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else (DONE if stop.code is None else complain(stop.code, FAILED))
+    except KeyboardInterrupt:
+        return complain("interrupted.", INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away; there is nobody to tell
+        return FAILED
+    except Exception as error:
+        if debug:
+            raise
+        return complain(describe(error), FAILED)
+
+
+def separate(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split words into those of the verb's parser and those of the configuration, such as `--data.table x`."""
+    own: list[str] = []
+    rest: list[str] = []
+    known = parser._option_string_actions
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("--") or word.partition("=")[0] in known:
+            own.append(word)
+            continue
+        rest.append(word)
+        if "=" not in word and waiting and not waiting[0].startswith("--"):
+            rest.append(waiting.pop(0))
+    return own, rest
+
+
+def describe(error: Exception) -> str:
+    """Say what went wrong; an error that is not one of ours is called what it is."""
+    if type(error).__module__.split(".")[0] in PACKAGES or isinstance(error, OSError):
+        return str(error)
+    return f"{type(error).__name__}: {error}\nThis was not expected. Repeat with --debug to see where it happened."
+
+
+def complain(message: str, code: int) -> int:
+    """Print an error to standard error and return the exit code."""
+    sys.stderr.write(f"fontanel: error: {message}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

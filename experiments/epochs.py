@@ -1,0 +1,46 @@
+"""Progress of a training where nobody watches: one line when an epoch ends, at most one a minute."""
+
+import sys
+import time
+from typing import Any
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ProgressBar
+
+PLAIN_INTERVAL = 60.0  # seconds
+
+
+class PlainProgressBar(ProgressBar):
+    """Write epoch, metrics and the time left to standard error, at most once a minute, and when training ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._start = self._last = 0.0
+
+    def disable(self) -> None:
+        """Keep quiet (Lightning calls this on all ranks but the first)."""
+        self._disabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = self._last = time.monotonic()
+        self._say(f"Training for {trainer.max_epochs} epochs of {trainer.num_training_batches} steps")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the training stands when a minute has passed."""
+        now = time.monotonic()
+        done, total = trainer.current_epoch + 1, trainer.max_epochs or 0
+        if now - self._last < PLAIN_INTERVAL and done != total:
+            return
+        self._last = now
+        left = (now - self._start) / done * max(total - done, 0)
+        self._say(f"Epoch {done}/{total}: {self._metrics(trainer)}; about {left / 60:.1f} min left")
+
+    def _metrics(self, trainer: Trainer) -> str:
+        values: dict[str, Any] = trainer.callback_metrics
+        return ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(values.items()))
+
+    def _say(self, text: str) -> None:
+        if not getattr(self, "_disabled", False):
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()

@@ -1,0 +1,57 @@
+"""Options that several verbs share, and what they stand for."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracking.store import Store
+
+
+def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the two options that every verb with a store has."""
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="folder for runs (FONTANEL_OUTPUT, else ./outputs)"
+    )
+    parser.add_argument(
+        "--tracking-uri", metavar="URI", help="MLflow store (MLFLOW_TRACKING_URI, else sqlite in the output folder)"
+    )
+
+
+def open_store(arguments: argparse.Namespace) -> "Store":
+    """Open the store that the options name, making a fresh one where there is none."""
+    from tracking.store import Store, output_folder, tracking_uri
+
+    folder = output_folder(arguments.output_dir)
+    return Store(tracking_uri(arguments.tracking_uri, folder), folder)
+
+
+def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that lead to a configuration."""
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="FILE", help="fit file; later files and words win"
+    )
+    parser.add_argument(
+        "--allow-unverified", action="store_true", help="use a cohort without a fitting manifest; the run says so"
+    )
+    parser.add_argument(
+        "--help-all", action="store_true", help="list every argument of a fit file (takes some seconds)"
+    )
+
+
+def configuration_words(arguments: argparse.Namespace) -> list[str]:
+    """Return the words for the configuration's own parser, in the order that lets later ones win."""
+    if arguments.help_all:
+        return ["--help"]
+    words = [word for name in arguments.config for word in ("--config", name)]
+    words += arguments.rest
+    if arguments.allow_unverified:
+        words += ["--data.allow_unverified", "true"]
+    return words
+
+
+def add_assessment_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of validate and test."""
+    parser.add_argument("reference", nargs="?", metavar="RUN", help="run id, run name, run folder, or checkpoint file")
+    add_configuration_arguments(parser)
+    add_store_arguments(parser)

@@ -1,0 +1,129 @@
+"""Predict new images, with or without labels, from a run or a checkpoint.
+
+Examples:
+  fontanel predict RUN scan1.nii.gz scan2.nii.gz --output predictions
+  fontanel predict RUN --data.table new.tsv --output predictions
+  fontanel predict best.ckpt scan.nii.gz
+
+Images are checked first, as `fontanel verify` would; a bad one stops the command before any prediction. The folder gets
+predictions.parquet and predictions.csv. A participant that the model was trained on is marked in the column split.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from datamodules.base import BaseDataModule
+    from tracking.store import Store
+
+PASSES_ON = True  # words this parser does not know belong to the configuration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `fontanel predict`."""
+    from experiments.options import add_store_arguments
+
+    parser.add_argument("reference", metavar="RUN", help="run id, run name, run folder, or checkpoint file")
+    parser.add_argument(
+        "images", nargs="*", type=Path, metavar="IMAGE", help="images of one participant each; or give --data.table"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="folder to write (default: ./predictions)",
+    )
+    add_store_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check the images, predict, write the table and print its head."""
+    from evaluation.predictions import write_predictions
+    from experiments.options import open_store
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    frame = predict(arguments.reference, arguments.images, arguments.rest, arguments.output, open_store(arguments))
+    write_predictions(frame, arguments.output / "predictions.parquet")
+    shown = frame[["participant_id", "session_id", "site", "split", "output", "prediction"]]
+    frame.to_csv(arguments.output / "predictions.csv", index=False)
+    print(shown.head(20).to_string(index=False))
+    if len(frame) > 20:
+        print(f"... {len(frame)} rows")
+    print(f"Written: {arguments.output / 'predictions.parquet'} and predictions.csv")
+    return 0
+
+
+def predict(reference: str, images: list[Path], words: list[str], folder: Path, store: "Store") -> "pd.DataFrame":
+    """Return the predictions of every row of a table, or of single images.
+
+    Args:
+        reference: Run id, run name, run folder, or checkpoint file.
+        images: Image files of one participant each; [] to use the table of `words`.
+        words: Further arguments of the configuration.
+        folder: Folder for the table made from `images`.
+        store: Where the run is looked up.
+    """
+    from experiments.runtime import ConfigurationError, restore, scratch_folder
+    from experiments.session import labelled
+
+    if bool(images) == any(word.startswith("--data.table") for word in words):
+        raise ConfigurationError("Give the images to predict, or a cohort table with --data.table, and not both.")
+    with scratch_folder() as scratch:
+        cli, contract, checkpoint = restore(reference, words, store, scratch)
+        if images:
+            table, root = write_image_table(images, cli.datamodule.images, folder)
+            cli, contract, checkpoint = restore(
+                reference, [*words, "--data.table", str(table), "--data.root", str(root)], store, scratch
+            )
+        verify_now(cli.datamodule)
+        cli.datamodule.labels_required = False
+        trainer = cli.make_trainer(logger=False)
+        trainer.predict(
+            cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, return_predictions=False
+        )
+    return labelled(cli.model.take_predictions(), contract)
+
+
+def write_image_table(images: list[Path], columns: list[str], folder: Path) -> tuple[Path, Path]:
+    """Write a cohort table for single images and return it with the folder that its paths are relative to."""
+    import os
+
+    from experiments.runtime import ConfigurationError
+
+    if len(columns) != 1:
+        raise ConfigurationError(
+            f"This model takes {len(columns)} images per participant ({', '.join(columns)}). "
+            "Write a table with these columns and use --data.table."
+        )
+    absent = [str(image) for image in images if not image.exists()]
+    if absent:
+        raise ConfigurationError(f"No such image: {', '.join(absent)}.")
+    paths = [image.resolve() for image in images]
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    names = [path.relative_to(root) for path in paths]
+    rows = [f"{'_'.join(name.parts).removesuffix('.gz').rpartition('.')[0]}\t{name}" for name in names]
+    table = folder / "images.tsv"
+    table.write_text("\n".join([f"participant_id\t{columns[0]}", *rows]) + "\n")
+    return table, root
+
+
+def verify_now(data: "BaseDataModule") -> None:
+    """Check the files of every table that has no fitting manifest yet; problems are raised all at once."""
+    from datamodules.cohort import CohortError, read_cohort
+    from datamodules.verify import check_manifest, verify_cohort
+    from tracking.progress import progress
+
+    for table in data.tables:
+        try:
+            check_manifest(read_cohort(table, root=data.root))
+        except CohortError:
+            with progress(f"Checking the images of {table.name}", 1) as advance:
+                verification = verify_cohort(table, root=data.root)
+                advance(1)
+            if not verification.ok:
+                raise CohortError.of(str(table), verification.problems) from None
+            data.allow_unverified = True

@@ -1,0 +1,161 @@
+"""What fit, validate, test and predict share: the configuration, the trainer, and the run in the store."""
+
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from datamodules.base import BaseDataModule
+from experiments.epochs import PlainProgressBar
+from lightning_modules.base import BaseModule
+from tracking.checkpoints import AtomicCheckpointIO, CheckpointContract, read_contract
+from tracking.store import Store
+
+# Lightning advertises and repeats the obvious on every start. Its warnings stay, but for those about torch's internals,
+# the checkpoint keeper that an evaluation does not need, loader processes, which we do without, and few steps an epoch.
+for name in ("pytorch_lightning", "lightning_fabric"):
+    logging.getLogger(name).setLevel(logging.WARNING)
+warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", module=r"pytorch_lightning\..*")
+warnings.filterwarnings("ignore", message=r".*does not have many workers", module=r"pytorch_lightning\..*")
+warnings.filterwarnings("ignore", message=r"The number of training batches", module=r"pytorch_lightning\..*")
+warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`", module=r"pytorch_lightning\..*")
+
+TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "use_distributed_sampler": False}
+BEST_CHECKPOINT = "checkpoints/best.ckpt"
+
+
+class ConfigurationError(ValueError):
+    """A configuration, or the reference to a run, that cannot be used; says what to write instead."""
+
+
+class FontanelCLI(LightningCLI):
+    """A fit file and the words after it, as a model, a datamodule and (once the run exists) a trainer.
+
+    Args:
+        words: Arguments as typed, such as `["--config", "pretrain.yaml", "--trainer.max_epochs", "3"]`.
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(
+            BaseModule,
+            BaseDataModule,
+            save_config_callback=None,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(words),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "fontanel fit", "description": "Every argument of a fit file."},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a fit file holds besides Lightning's own sections."""
+        parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start from.")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's signature
+        """Parse the given words; the words of the process are the front door's."""
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Make model and datamodule; the trainer waits for the run it logs to."""
+        self.config_init = self.parser.instantiate(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+
+    def make_trainer(self, logger: Any, callbacks: Iterable[Callback] = ()) -> Trainer:  # noqa: ANN401
+        """Return the configured trainer with our logger, checkpoint format and progress."""
+        own = [*callbacks, RichProgressBar() if sys.stderr.isatty() else PlainProgressBar()]
+        config = self._get(self.config_init, "trainer")
+        checkpointing = any(hasattr(callback, "best_model_path") for callback in own)
+        trainer: Trainer = self.instantiate_trainer(
+            logger=logger,
+            callbacks=[*(config.get("callbacks") or []), *own],
+            plugins=[*(config.get("plugins") or []), AtomicCheckpointIO()],
+            enable_checkpointing=checkpointing,
+            enable_model_summary=False,
+        )
+        return trainer
+
+    @property
+    def seed(self) -> int:
+        """The seed that `seed_everything` ended up with."""
+        return int(self.config["seed_everything"])
+
+    def resolved(self) -> str:
+        """Return the configuration as YAML, every default written out, ready to be read again."""
+        text: str = self.parser.dump(self.config, skip_unset=False, skip_link_targets=True, format="yaml")
+        values = yaml.safe_load(text)
+        values.pop("config", None)
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+def locate_checkpoint(reference: str, store: Store) -> Path:
+    """Return the checkpoint that a run (id, name, folder) or a file name stands for."""
+    if Path(reference).is_file():
+        return Path(reference)
+    run = store.find_run(reference)
+    local = store.folder(run.run_id) / BEST_CHECKPOINT
+    if local.is_file():
+        return local
+    return store.download(run.run_id, BEST_CHECKPOINT)
+
+
+def restore(
+    reference: str, words: Sequence[str], store: Store, scratch: Path
+) -> tuple[FontanelCLI, CheckpointContract, Path]:
+    """Rebuild model and datamodule from what a checkpoint says of itself, with later words on top.
+
+    The checkpoint's own split decides who was trained on; a participant it does not name is new.
+
+    Args:
+        reference: Run id, run name, run folder, or checkpoint file.
+        words: Further arguments, such as `["--data.table", "new.tsv"]`.
+        store: Where runs are looked up.
+        scratch: Folder for the configuration and the split on their way.
+    """
+    checkpoint = locate_checkpoint(reference, store)
+    contract = read_contract(checkpoint)
+    config, folds = scratch / "config.yaml", scratch / "folds.json"
+    config.write_text(contract.config)
+    folds.write_text(json.dumps(contract.split))
+    cli = FontanelCLI(["--config", str(config), "--data.split_file", str(folds), *words])
+    return cli, contract, checkpoint
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder that disappears after use."""
+    with tempfile.TemporaryDirectory(prefix="fontanel-") as name:
+        yield Path(name)
+
+
+def study_name(config_files: Sequence[str]) -> str:
+    """Name the MLflow experiment after the configuration: `experiments/age2hie/pretrain.yaml` is `age2hie/pretrain`."""
+    if not config_files:
+        return "unnamed"
+    path = Path(config_files[-1]).resolve()
+    return f"{path.parent.name}/{path.stem}"
+
+
+def published_values(study: str) -> list[dict[str, Any]]:
+    """Return the published figures of a study (its `published.yaml`), [] where there are none."""
+    folder, _, name = study.partition("/")
+    path = Path(__file__).parent / folder / "published.yaml"
+    if not name or not path.is_file():
+        return []
+    values: dict[str, list[dict[str, Any]]] = yaml.safe_load(path.read_text())
+    return values.get(name.removeprefix("phantom_"), [])

@@ -1,0 +1,180 @@
+"""The main road: fit, validate, test and predict on the command line, on a tiny cohort."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from evaluation.predictions import read_predictions
+from experiments.cli import main
+from tracking.store import Store
+
+CONFIGS = sorted((Path(__file__).parent.parent / "conf").glob("*.yaml"))
+CONFIG = next(path for path in CONFIGS if path.stem == "brain_age_regression")
+
+
+def fit(config, table, output, *words):
+    return main(["fit", "--config", str(config), "--data.table", str(table), "--output-dir", str(output), *words])
+
+
+def open_store(output):
+    return Store(f"sqlite:///{output / 'mlflow.db'}", output)
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_cohort, tmp_path_factory):
+    """An output folder with one finished run, and its id."""
+    output = tmp_path_factory.mktemp("outputs")
+    assert fit(CONFIG, tiny_cohort, output) == 0
+    return output, open_store(output).find_run("scratch-holdout-0-r0-s3").run_id
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_trains_and_predicts_finite_numbers(config, tiny_cohort, tmp_path, capsys):
+    assert fit(config, tiny_cohort, tmp_path, "--arm", "trial") == 0
+    run_id = (
+        open_store(tmp_path)
+        .find_run(f"trial-holdout-0-r0-s{yaml.safe_load(config.read_text())['seed_everything']}")
+        .run_id
+    )
+    assert f"fontanel test {run_id}" in capsys.readouterr().out
+    assert main(["validate", run_id, "--output-dir", str(tmp_path)]) == 0
+    frame = read_predictions(open_store(tmp_path).folder(run_id) / "predictions.parquet")
+    assert frame["prediction"].notna().all()
+    assert set(frame["split"]) == {"val"}
+
+
+def test_a_run_holds_what_is_needed_to_understand_it(fitted):
+    output, run_id = fitted
+    store = open_store(output)
+    run = store.client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    expected = {"study": "conf/brain_age_regression", "protocol": "holdout", "arm": "scratch", "seed": "3", "fold": "0"}
+    assert expected.items() <= run.data.tags.items()
+    assert (run.data.tags["train_sites"], run.data.tags["test_site"]) == ("north+south", "west")
+    assert run.data.params["model.network.width"] == "2"
+    assert run.data.params["data.table"].endswith("tiny.tsv")
+    assert {"train/loss", "val/loss", "val/mae"} <= set(run.data.metrics)
+    cohort = json.loads(store.download(run_id, "cohort.json").read_text())
+    assert cohort["verified"] is True
+    for artifact in (
+        "config.yaml",
+        "folds.json",
+        "environment.json",
+        "model/weights.safetensors",
+        "checkpoints/best.ckpt",
+    ):
+        assert store.download(run_id, artifact).stat().st_size > 0
+    model = json.loads(store.download(run_id, "model/model.json").read_text())
+    assert model["input"]["channels"] == ["t1w"]
+    assert model["outputs"]["age"]["unit"] == "years"
+
+
+def test_a_test_adds_predictions_metrics_and_a_report_to_the_run(fitted, capsys):
+    output, run_id = fitted
+    assert main(["test", run_id[:8], "--output-dir", str(output)]) == 0
+    assert "mae" in capsys.readouterr().out
+    store = open_store(output)
+    frame = read_predictions(store.download(run_id, "predictions.parquet"))
+    assert frame.groupby("split")["site"].unique().map(set).to_dict() == {
+        "test": {"north", "south"},
+        "external": {"west"},
+    }
+    assert frame["participant_id"].is_unique
+    metrics = store.client.get_run(run_id).data.metrics
+    error = (frame["prediction"] - frame["target"]).abs()
+    for split in ("test", "external"):
+        assert metrics[f"{split}/mae"] == pytest.approx(error[frame["split"] == split].mean(), rel=1e-6)
+        assert metrics[f"{split}/mae_low"] <= metrics[f"{split}/mae"] <= metrics[f"{split}/mae_high"]
+    assert "<html" in store.download(run_id, "report.html").read_text()
+
+
+def test_test_and_training_share_no_participant(fitted, tiny_cohort):
+    output, run_id = fitted
+    folds = json.loads(open_store(output).download(run_id, "folds.json").read_text())
+    parts = {name: {key for keys in sites.values() for key in keys} for name, sites in folds["parts"].items()}
+    assert not parts["train"] & (parts["test"] | parts["external"] | parts["val"])
+
+
+def test_another_table_is_external_but_for_those_trained_on(fitted, tiny_cohort):
+    output, run_id = fitted
+    assert main(["test", run_id, "--output-dir", str(output), "--data.table", str(tiny_cohort)]) == 0
+    frame = read_predictions(open_store(output).download(run_id, "predictions.parquet"))
+    folds = json.loads(open_store(output).download(run_id, "folds.json").read_text())
+    trained = {key for keys in folds["parts"]["train"].values() for key in keys}
+    assert not trained & {f"tiny/{participant}" for participant in frame["participant_id"]}
+
+
+def test_images_without_labels_are_predicted_from_a_run_and_from_a_checkpoint(fitted, tiny_cohort, tmp_path):
+    output, run_id = fitted
+    images = [str(tiny_cohort.parent / "images" / f"sub-{index:02d}_T1w.nii.gz") for index in (0, 1, 2)]
+    by_run, by_file = tmp_path / "run", tmp_path / "file"
+    assert main(["predict", run_id, *images, "--output", str(by_run), "--output-dir", str(output)]) == 0
+    checkpoint = output / "runs" / run_id / "checkpoints" / "best.ckpt"
+    assert (
+        main(["predict", str(checkpoint), *images, "--output", str(by_file), "--output-dir", str(tmp_path / "new")])
+        == 0
+    )
+    frames = [read_predictions(folder / "predictions.parquet") for folder in (by_run, by_file)]
+    assert len(frames[0]) == 3
+    assert frames[0]["target"].isna().all()
+    assert set(frames[0]["split"]) == {"predict"}
+    pd.testing.assert_series_equal(frames[0]["prediction"], frames[1]["prediction"])
+
+
+def test_a_prediction_of_a_table_marks_those_trained_on(fitted, tiny_cohort, tmp_path):
+    output, run_id = fitted
+    words = [
+        "predict",
+        run_id,
+        "--data.table",
+        str(tiny_cohort),
+        "--output",
+        str(tmp_path),
+        "--output-dir",
+        str(output),
+    ]
+    assert main(words) == 0
+    frame = read_predictions(tmp_path / "predictions.parquet")
+    assert len(frame) == 30
+    assert {"train", "val", "test", "external"} == set(frame["split"])
+
+
+def test_a_bad_image_is_refused_before_any_prediction(fitted, tmp_path, capsys):
+    output, run_id = fitted
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(b"not an image")
+    assert main(["predict", run_id, str(broken), "--output", str(tmp_path / "out"), "--output-dir", str(output)]) == 1
+    assert "broken.nii.gz" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "predictions.parquet").exists()
+
+
+def test_a_missing_cohort_names_make_cohort(tmp_path, capsys):
+    assert fit(CONFIG, tmp_path / "cohort.tsv", tmp_path / "outputs") == 1
+    assert "fontanel make-cohort" in capsys.readouterr().err
+    assert not (tmp_path / "outputs" / "runs").exists()
+
+
+def test_a_misspelt_argument_is_wrong_usage(tiny_cohort, tmp_path, capsys):
+    assert fit(CONFIG, tiny_cohort, tmp_path, "--data.batchsize", "2") == 2
+    assert "batchsize" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path, capsys):
+    assert main(["test", "0123456789ab", "--output-dir", str(tmp_path)]) == 1
+    assert "0123456789ab" in capsys.readouterr().err
+
+
+def test_the_same_seed_gives_the_same_weights(tiny_cohort, tmp_path):
+    from safetensors.numpy import load_file
+
+    weights = []
+    for name in ("a", "b"):
+        assert fit(CONFIG, tiny_cohort, tmp_path / name, "--trainer.max_epochs", "1") == 0
+        store = open_store(tmp_path / name)
+        weights.append(
+            load_file(store.download(store.find_run("scratch-holdout-0-r0-s3").run_id, "model/weights.safetensors"))
+        )
+    assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])

@@ -1,0 +1,154 @@
+import argparse
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from experiments import ui
+from tracking.store import Point, Store, StoreError
+
+ROOT = Path(__file__).parents[2]
+
+
+def arguments(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    ui.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_without_a_store_it_says_what_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no store at .*/none/mlflow\.db yet.*fontanel quickstart.*fontanel fit"):
+        ui.run(arguments("--output-dir", str(tmp_path / "none")))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_store_that_is_served_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ui.run(arguments("--tracking-uri", "http://127.0.0.1:7000", "--output-dir", str(tmp_path))) == 0
+    assert "open http://127.0.0.1:7000" in capsys.readouterr().out
+
+
+def test_plain_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="sqlite:///FILE"):
+        ui.run(arguments("--tracking-uri", str(tmp_path)))
+
+
+def test_signals_are_ours_only_meanwhile() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ui._stopped_by_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@dataclass
+class Served:
+    process: subprocess.Popen[str]
+    address: str
+    store: Store
+
+    @property
+    def port(self) -> int:
+        return int(self.address.partition(":")[2])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A real server of a store with one run, started by the verb."""
+    folder = tmp_path_factory.mktemp("out")
+    store = Store(f"sqlite:///{folder}/mlflow.db", folder)
+    run_id = store.start_run("age2hie/pretrain", "scratch-holdout-0-r0-s0", {"arm": "scratch"}, {"lr": "0.1"})
+    store.log_points(run_id, [Point("val/mae", step, 10 / (step + 1), 1.7e9 + step) for step in range(20)])
+    store.log_text(run_id, "config.yaml", "lr: 0.1\n")
+    (folder / "cwd").mkdir()
+    command = [sys.executable, "-m", "experiments.cli", "ui", "--port", "0", "--output-dir", str(folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=folder / "cwd", env=environment, text=True, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            match = re.fullmatch(r"MLflow UI: http://(127\.0\.0\.1:\d+)\n", process.stdout.readline())
+            assert match, "the verb prints the address first"
+            assert process.stdout.readline() == "Stop it with Ctrl-C.\n"
+            yield Served(process, match[1], store)
+        finally:
+            process.terminate()
+
+
+def ask(address: str, path: str, host: str | None = None) -> tuple[int, str]:
+    with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+        connection.request("GET", path, headers={"Host": host or address})
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+
+
+@pytest.mark.services
+def test_the_page_and_artifacts_answer(served: Served) -> None:
+    assert ask(served.address, "/health") == (200, "OK")
+    assert "<title>MLflow</title>" in ask(served.address, "/")[1]
+    run = served.store.find_run("scratch-holdout-0-r0-s0")
+    artifact = f"/get-artifact?path=config.yaml&run_uuid={run.run_id}"
+    assert ask(served.address, artifact) == (200, "lr: 0.1\n")
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    "host", ["attacker.example", "10.attacker.example", "127.0.0.1", "127.0.0.1:1", "0.0.0.0:{port}"]
+)
+def test_a_forged_host_is_forbidden(host: str, served: Served) -> None:
+    for path in ("/", "/api/2.0/mlflow/experiments/get?experiment_id=0"):
+        assert ask(served.address, path, host.format(port=served.port))[0] == 403
+        assert ask(served.address, path)[0] == 200
+
+
+@pytest.mark.services
+def test_a_store_over_http(served: Served, tmp_path: Path) -> None:
+    store = Store(f"http://{served.address}", tmp_path)
+    run_id = store.start_run("over/http", "run", {"arm": "scratch"}, {"lr": "0.1"})
+    store.log_points(run_id, [Point("val/mae", step, float(step), 1.7e9) for step in range(1200)])
+    store.log_json(run_id, "model/model.json", {"spacing": [2.0, 2.0, 2.0]})
+    assert json.loads(store.download(run_id, "model/model.json").read_text()) == {"spacing": [2.0, 2.0, 2.0]}
+    assert store.find_run(run_id[:8]).study == "over/http"
+    store.set_status(run_id, "FAILED")
+    store.resume_run("run")
+    run = served.store.client.get_run(run_id)  # the same run, seen in the database
+    assert (run.info.status, run.data.params, run.data.metrics["val/mae"]) == ("RUNNING", {"lr": "0.1"}, 1199.0)
+    stored = [path for path in (served.store.output_folder / "artifacts").rglob("*") if path.name == "model.json"]
+    assert [path.stat().st_mode & 0o777 for path in stored] == [0o600]
+    with pytest.raises(StoreError, match="download absent"):
+        store.download(run_id, "absent")
+
+
+@pytest.mark.services
+def test_the_runs_page_in_a_browser(served: Served, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    url = f"http://{served.address}/#/experiments/1/runs"
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
+    command += ["--window-size=1400,900", "--virtual-time-budget=20000"]
+    subprocess.run([*command, f"--screenshot={tmp_path}/runs.png", url], capture_output=True, timeout=120, check=True)
+    page = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "scratch-holdout-0-r0-s0" in page
+    assert (tmp_path / "runs.png").stat().st_size > 20_000
+
+
+@pytest.mark.services
+def test_nothing_runs_after_ctrl_c(served: Served) -> None:  # the last of them: it stops the server
+    family = psutil.Process(served.process.pid).children(recursive=True)
+    assert len(family) >= 2
+    sockets = [socket for child in family for socket in child.net_connections()]
+    assert {socket.laddr for socket in sockets if socket.status == psutil.CONN_LISTEN} == {("127.0.0.1", served.port)}
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(30) == 0
+    assert psutil.wait_procs(family, timeout=5)[1] == []
+    assert list((served.store.output_folder / "cwd").iterdir()) == []
+    assert not {"mlruns", "mlartifacts"} & {path.name for path in served.store.output_folder.iterdir()}
