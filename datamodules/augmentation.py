@@ -16,7 +16,7 @@ from torch import Tensor, nn
 Array = npt.NDArray[np.float64]
 
 # Streams of random numbers below one key: an operation draws the same whatever the others are set to.
-GEOMETRY, ELASTIC, INTENSITY, BIAS, NOISE = range(5)
+GEOMETRY, ELASTIC, INTENSITY = range(3)
 FAINT = 2.0**-11  # relative; a smaller weight changes nothing at half precision
 CHUNK = 2**20  # voxels
 STATISTICS_STRIDE = 7  # voxels; every seventh is enough for a standard deviation, odd so that no axis is cut short
@@ -141,6 +141,8 @@ class Augmentation(nn.Module):
         for name in ("flip", "probability"):
             if getattr(self, name) > 1:
                 raise ValueError(f"augmentation: {name} is {getattr(self, name)}. Give a probability, 0 to 1.")
+        if not set(self.flip_axes) <= {0, 1, 2}:
+            raise ValueError(f"augmentation: flip_axes is {self.flip_axes}. Name axes 0 (left-right), 1 or 2.")
         if min(self.elastic_points, self.bias_points) < 4:
             raise ValueError("augmentation: elastic_points and bias_points must be at least 4 (a cubic spline).")
         limit = 0.4 / (self.elastic_points - 3)  # Choi & Lee 2000, doi:10.1006/gmod.2000.0531: no folding below it
@@ -164,6 +166,8 @@ class Augmentation(nn.Module):
         Returns:
             The image in single precision; with masks, both.
         """
+        if len(keys) != len(image):
+            raise ValueError(f"augmentation: {len(keys)} keys for {len(image)} images. Give one key per image.")
         augmented = torch.empty(image.shape, dtype=torch.float32, device=image.device)
         moved = None if masks is None else torch.empty_like(masks)
         # On a CPU more samples at once than there are threads only save calls, and cost memory.
@@ -208,20 +212,20 @@ class Augmentation(nn.Module):
             num_channels: Of the image; the first channels draw the same whatever follows.
             num_axes: Two or three.
         """
-        drawn = _stream(key, INTENSITY).random((num_channels, 7))
-        control = _stream(key, BIAS).uniform(-1, 1, (num_channels, *[self.bias_points] * num_axes)) * self.bias_field
-        seeds = _stream(key, NOISE).integers(2**32, size=num_channels)
+        points = [self.bias_points] * num_axes
+        drawn = _stream(key, INTENSITY).random((num_channels, 8 + math.prod(points)))
         intensities = []
-        for channel in range(num_channels):
-            blurred, biased, bent, noisy = drawn[channel, :4] < self.probability
-            blur, gamma, noise = drawn[channel, 4:]
+        for channel in drawn:
+            blurred, biased, bent, noisy = channel[:4] < self.probability
+            blur, gamma, noise, noise_seed = channel[4:8].tolist()
+            control = (2 * channel[8:].reshape(points) - 1) * self.bias_field
             intensities.append(
                 Intensity(
                     blur=blur * self.blur if blurred else 0.0,
-                    log_bias=control[channel] if biased and self.bias_field > 0 else None,
+                    log_bias=control if biased and self.bias_field > 0 else None,
                     gamma=math.exp((2 * gamma - 1) * self.gamma) if bent else 1.0,
                     noise=noise * self.noise if noisy else 0.0,
-                    noise_seed=int(seeds[channel]),
+                    noise_seed=int(noise_seed * 2**32),
                 )
             )
         return intensities
@@ -251,7 +255,9 @@ class Augmentation(nn.Module):
 
 
 def affine_matrix(degrees: Array, scale: Array, shear: Array) -> Array:
-    """Return scale @ rotation @ shear for two or three axes; 3D rotations turn about z, then x, then y as ITK's do.
+    """Return scale @ rotation @ shear for two or three axes.
+
+    A rotation in 3D is about_z @ about_x @ about_y, as in ITK and torchio.
 
     Args:
         degrees: One angle in 2D, three in 3D.
@@ -298,67 +304,70 @@ def resample(image: Tensor, warps: Sequence[Warp], mode: Literal["linear", "near
         warps: One per sample.
         mode: `linear` (bilinear or trilinear), or `nearest` for labels.
     """
-    indices = _input_indices(warps, image.shape[2:], image.device)
     if mode == "nearest":
-        return _sample_nearest(image, indices)
-    return _sample_planes(image, indices) if image.ndim == 4 else _sample_volumes(image, indices)
+        return _sample_nearest(image, warps)
+    return _sample_planes(image, warps) if image.ndim == 4 else _sample_volumes(image, warps)
 
 
-def _input_indices(warps: Sequence[Warp], shape: Sequence[int], device: torch.device) -> Tensor:
-    """Return the voxel index to sample at every output voxel, (B, axes, *shape), the last axis first as torch wants it.
+def _coordinates(image: Tensor, warps: Sequence[Warp], scale: Array | float, shift: Array | float) -> Tensor:
+    """Return scale * index + shift of what to sample at each output voxel, (B, axes, *shape), the last axis first.
 
     One term per axis is added by broadcasting: four times faster than affine_grid's product with a full-size matrix,
     and rounded in the same way whatever the batch is.
     """
-    axes = len(shape)
-    linear = np.stack([warp.linear[::-1] for warp in warps])
-    start = np.stack([(warp.offset + (np.array(shape) - 1) / 2)[::-1] for warp in warps])
-    indices = torch.tensor(start, dtype=torch.float32, device=device).view(len(warps), axes, *[1] * axes)
-    for axis, size in enumerate(shape):
-        term = linear[:, :, axis, np.newaxis] * (np.arange(size) - (size - 1) / 2)
-        line = [size if other == axis else 1 for other in range(axes)]
-        indices = indices + torch.tensor(term, dtype=torch.float32, device=device).view(len(warps), axes, *line)
+    shape = image.shape[2:]
+    axes, size = len(shape), np.array(shape)
+    scales = np.broadcast_to(scale, axes)
+    linear = np.stack([(scales[:, np.newaxis] * warp.linear)[::-1] for warp in warps])
+    start = np.stack([(scales * (warp.offset + (size - 1) / 2) + shift)[::-1] for warp in warps])
+    at = torch.tensor(start, dtype=torch.float32, device=image.device).view(len(warps), axes, *[1] * axes)
+    for axis in range(axes):
+        term = linear[:, :, axis, np.newaxis] * (np.arange(size[axis]) - (size[axis] - 1) / 2)
+        line = [-1 if other == axis else 1 for other in range(axes)]
+        at = at + torch.tensor(term, dtype=torch.float32, device=image.device).view(len(warps), axes, *line)
     for sample, warp in enumerate(warps):
         if warp.displacement is not None:
-            indices[sample].add_(expand_lattice(warp.displacement[::-1], shape, device))
-    return indices
+            control = scales.reshape(-1, *[1] * axes) * warp.displacement
+            at[sample].add_(expand_lattice(control[::-1], shape, image.device))
+    return at
 
 
-def _sample_nearest(image: Tensor, indices: Tensor) -> Tensor:
-    flat = torch.zeros_like(indices[:, 0], dtype=torch.int64)
+def _sample_nearest(image: Tensor, warps: Sequence[Warp]) -> Tensor:
+    nearest = _coordinates(image, warps, 1.0, 0.0).round_().long()
+    flat = torch.zeros_like(nearest[:, 0])
     inside = torch.ones_like(flat, dtype=torch.bool)
-    for size, coordinate in zip(image.shape[2:], indices.flip(1).unbind(1), strict=True):
-        index = coordinate.round().long()
+    for size, index in zip(image.shape[2:], nearest.flip(1).unbind(1), strict=True):
         inside &= (index >= 0) & (index < size)
         flat = flat * size + index.clamp(0, size - 1)
     chosen = flat.flatten(1).unsqueeze(1).expand(-1, image.shape[1], -1)
     return image.flatten(2).gather(2, chosen).view(image.shape) * inside.unsqueeze(1)
 
 
-def _sample_planes(image: Tensor, indices: Tensor) -> Tensor:
-    sizes = torch.tensor(image.shape[:1:-1], dtype=torch.float32, device=image.device).view(1, 2, 1, 1)
-    grid = (2 * indices + 1) / sizes - 1
-    return F.grid_sample(image, grid.movedim(1, -1), padding_mode="zeros", align_corners=False)
+def _sample_planes(image: Tensor, warps: Sequence[Warp]) -> Tensor:
+    size = np.array(image.shape[2:])
+    grid = _coordinates(image, warps, 2 / size, 1 / size - 1).movedim(1, -1)
+    return F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
 
 
-def _sample_volumes(image: Tensor, indices: Tensor) -> Tensor:
+def _sample_volumes(image: Tensor, warps: Sequence[Warp]) -> Tensor:
     """Sample volumes as tall planes of slices: on a CPU torch vectorises grid_sample in 2D only, eight times faster.
 
     Every slice gets a border of zeros, each slice and the next are two channels of the plane, and the third axis is
     interpolated between them. A plane of 30,000 rows costs 0.002 voxels of precision.
     """
     batch, channels, num_x, num_y, num_z = image.shape
-    padded = F.pad(image, (0, 0, 1, 1, 1, 1))
-    pairs = torch.stack([padded[:, :, :-1], padded[:, :, 1:]], dim=2)
-    plane = pairs.view(batch, 2 * channels, (num_x + 1) * (num_y + 2), num_z)
-    z, y, x = indices.unbind(1)
-    x.add_(1).clamp_(0, num_x + 1)
+    pairs = image.new_zeros(batch, channels, 2, num_x + 1, num_y + 2, num_z)
+    pairs[:, :, 0, 1:, 1:-1] = image
+    pairs[:, :, 1, :-1, 1:-1] = image
+    num_rows = (num_x + 1) * (num_y + 2)
+    at = _coordinates(image, warps, np.array([1, 1, 2 / num_z]), np.array([1, 1, 1 / num_z - 1]))
+    _, y, x = at.unbind(1)  # x and y count the border
+    x.clamp_(0, num_x + 1)
     first = x.floor().clamp_max_(num_x)
     share = x.sub_(first).unsqueeze(1)
-    y.add_(1).clamp_(0, num_y + 1).add_(first.mul_(num_y + 2))
-    for coordinate, size in ((y, plane.shape[2]), (z, num_z)):
-        coordinate.mul_(2 / size).add_(1 / size - 1)
-    grid = indices[:, :2].reshape(batch, 2, num_x * num_y, num_z).movedim(1, -1)
+    y.clamp_(0, num_y + 1).add_(first.mul_(num_y + 2)).mul_(2 / num_rows).add_(1 / num_rows - 1)
+    grid = at[:, :2].reshape(batch, 2, num_x * num_y, num_z).movedim(1, -1)
+    plane = pairs.view(batch, 2 * channels, num_rows, num_z)
     pair = F.grid_sample(plane, grid, padding_mode="zeros", align_corners=False)
     near, far = pair.view(batch, channels, 2, num_x, num_y, num_z).unbind(2)
     return far.sub_(near).mul_(share).add_(near)
@@ -378,12 +387,14 @@ def expand_lattice(control: Array, shape: Sequence[int], device: torch.device) -
     >>> expand_lattice(np.ones((1, 4, 5)), (6, 7), torch.device("cpu")).shape
     torch.Size([1, 6, 7])
     """
-    for axis, size in enumerate(shape[:-1], start=1):
-        basis = _spline_basis(control.shape[axis], size)
-        control = np.moveaxis(np.tensordot(basis, control, axes=(1, axis)), 0, axis)
-    rows = torch.tensor(control.reshape(-1, control.shape[-1]), dtype=torch.float32, device=device)
-    last = torch.tensor(_spline_basis(control.shape[-1], shape[-1]).T, dtype=torch.float32, device=device)
-    return (rows @ last).view(control.shape[0], *shape)
+    points = control.shape[1:]
+    rows = len(control)
+    for num_points, size in zip(points[:-1], shape[:-1], strict=True):
+        control = _spline_basis(num_points, size) @ control.reshape(rows, num_points, -1)
+        rows *= size
+    field = torch.tensor(control.reshape(rows, points[-1]), dtype=torch.float32, device=device)
+    last = torch.tensor(_spline_basis(points[-1], shape[-1]).T, dtype=torch.float32, device=device)
+    return (field @ last).view(-1, *shape)
 
 
 def change_intensity(above: Tensor, intensity: Intensity, span: Tensor, foreground_sd: Tensor) -> Tensor:
@@ -430,10 +441,9 @@ def _spline_basis(num_points: int, size: int) -> Array:
 def _foreground_sd(channel: Tensor) -> Tensor:
     """Return the standard deviation of the voxels above the mean, without waiting for the device."""
     values = channel.flatten()[::STATISTICS_STRIDE]
-    inside = values > values.mean()
-    count = inside.sum().clamp_min(1)
-    mean = (values * inside).sum() / count
-    return (((values - mean) * inside).square().sum() / count).sqrt()
+    above = (values - values.mean()).clamp_min_(0)
+    count = above.count_nonzero().clamp_min(1)
+    return (above.dot(above) / count - (above.sum() / count).square()).clamp_min(0).sqrt()
 
 
 def _blur(channel: Tensor, sigma: float) -> Tensor:

@@ -27,6 +27,7 @@ from datamodules.preprocessing import Affine, Preprocessing, PreprocessingError,
 
 CACHE_VERSION = 1  # raise it whenever the same file and parameters give other voxels
 COMPUTED_WITH = ("torchio", "SimpleITK", "nibabel", "numpy", "scipy", "torch")
+WORKER_START = 15.0  # seconds of work left from which starting processes (about 8 s of imports) pays
 SETTLED = 2 * 10**9  # ns; a file younger than this may still change without a visible change of its times
 
 HalfArray = npt.NDArray[np.float16]
@@ -133,7 +134,7 @@ class VolumeCache:
 
         Args:
             items: The image sets.
-            num_workers: Processes to compute in; 0 computes in this one.
+            num_workers: Processes to compute in, started once the work left is worth it; 0 or 1 computes in this one.
             on_item: Called with the number of items done and of all items.
 
         Returns:
@@ -251,9 +252,27 @@ class VolumeCache:
 
     def _outcomes(self, items: Sequence[ImageFiles], num_workers: int) -> Iterator[int | str]:
         """Yield 1 for every entry computed, 0 for every one that was there, the message for every failure."""
-        if num_workers == 0:
-            yield from (_build_one(self, item) for item in items)
-            return
+        waiting = []
+        for item in items:
+            if self._is_built(item):
+                yield 0
+            else:
+                waiting.append(item)
+        start = time.monotonic()
+        for done, item in enumerate(waiting, start=1):
+            yield _build_one(self, item)
+            left = (time.monotonic() - start) / done * (len(waiting) - done)
+            if num_workers > 1 and left > WORKER_START:
+                yield from self._outcomes_of_workers(waiting[done:], num_workers)
+                return
+
+    def _is_built(self, item: ImageFiles) -> bool:
+        try:
+            return self._open(self.key(self._hashes(item)), hit=True, check_content=False) is not None
+        except PreprocessingError:
+            return False
+
+    def _outcomes_of_workers(self, items: Sequence[ImageFiles], num_workers: int) -> Iterator[int | str]:
         # Forking this process would copy the locks of its running threads; the fork server imports once and has none.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -279,8 +298,6 @@ def default_folder() -> Path:
 
 def _build_one(cache: VolumeCache, item: ImageFiles) -> int | str:
     try:
-        if cache._open(cache.key(cache._hashes(item)), hit=True, check_content=False) is not None:
-            return 0
         return int(not cache.get(item.images, item.mask, item.sha256s).hit)
     except PreprocessingError as error:
         return str(error)

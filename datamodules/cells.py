@@ -35,8 +35,8 @@ def escape_reason(root: Path, relative: str) -> str | None:
         return "leads out of the cohort's folder. Move the file into it."
     try:
         inside = (root / relative).resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a loop of links
-        return "cannot be resolved; its links go in a circle. Put the file itself there."
+    except (OSError, RuntimeError):
+        return "cannot be a path: its links go in a circle, or it is too long. Put the file itself there."
     return None if inside else "leads out of the cohort's folder, by '..' or a link. Move the file into the folder."
 
 
@@ -62,6 +62,7 @@ class TableReader:
         self.dataset = dataset
         self.sidecar = schema_path(raw.path).name
         self.problems: list[Problem] = list(raw.problems)
+        self._escapes: dict[str, str | None] = {}
         id_column = schema.of_role("id")[0].name
         self.participants = raw.values(id_column) if id_column in raw.columns else [""] * len(raw.cells)
 
@@ -156,7 +157,9 @@ class TableReader:
     def _path(self, index: int, cell: str, column: Column) -> str:
         if self._is_missing(index, cell, column):
             return ""
-        reason = escape_reason(self.root, cell)
+        if cell not in self._escapes:  # a mask may be shared by everybody
+            self._escapes[cell] = escape_reason(self.root, cell)
+        reason = self._escapes[cell]
         if reason:
             self._report(index, column.name, "path_escape", f"'{shorten(cell)}' {reason}")
             return ""

@@ -19,7 +19,7 @@ Kind = Literal["number", "text", "path"]
 
 SCHEMA_FORMAT = 1
 IMAGE_SUFFIXES = (".nii", ".nii.gz", ".mgz", ".mgh", ".mha", ".nrrd", ".png", ".dcm")
-NOT_KNOWN = frozenset({"", "n/a", "na", "null"})
+NOT_KNOWN = frozenset({"", "n/a", "na", "null", "."})  # the point is what SAS, SPSS and Stata export
 RESERVED = ("row", "image_id")
 ALWAYS_REQUIRED = ("id", "image", "target")
 NAMED_ROLES: dict[str, Role] = {
@@ -278,4 +278,7 @@ def _guess_kind(known: Sequence[str], root: Path) -> Kind:
         return "number"
     # A DICOM series is a folder, so its name says nothing; the first cell is enough to tell.
     first = known[0] if known else ""
-    return "path" if first and "\0" not in first and (root / first).is_dir() else "text"
+    try:
+        return "path" if first.strip("./") and "\0" not in first and (root / first).is_dir() else "text"
+    except OSError:  # a remark that is too long for a file name
+        return "text"

@@ -7,6 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -64,9 +65,9 @@ def tied_units(frame: pd.DataFrame, target: str | None, group: str | None) -> li
     units = []
     for together in members:
         sites = sum((sites_of[key] for key in together), Counter[str]())
-        known = [float(np.mean(sorted(values[key]))) for key in together if values[key]]
+        known = [fmean(values[key]) for key in together if values[key]]
         home = min(sites, key=lambda site: (-sites[site], site))
-        units.append(Unit(together, frozenset(sites), home, float(np.mean(known)) if known else None))
+        units.append(Unit(together, frozenset(sites), home, fmean(known) if known else None))
     return units
 
 
@@ -95,7 +96,7 @@ def _components(keys: Sequence[str], groups: Sequence[str]) -> list[tuple[str, .
     members: dict[str, list[str]] = defaultdict(list)
     for key in sorted(parent):
         members[find(key)].append(key)
-    return sorted(tuple(together) for together in members.values())
+    return [tuple(together) for together in members.values()]
 
 
 def balanced_order(units: Sequence[Unit], site: str, smallest: float, seed: int) -> list[Unit]:

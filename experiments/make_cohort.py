@@ -40,6 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the cohort and name the next command."""
+    table = make(arguments)
+    config = Path(__file__).parent / STUDIES[arguments.phantom]
+    shown = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
+    print(f"{arguments.num_participants} participants in {table}. Next:")
+    print(f"  fontanel fit --config {shown} --data.table {table}")
+    return 0
+
+
+def make(arguments: argparse.Namespace) -> Path:
+    """Make the cohort and return its table."""
     from datamodules.phantoms import PHANTOMS, PhantomError
     from tracking.progress import progress
 
@@ -50,17 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise PhantomError(f"There is no number of processes below 0. Change --num-workers {arguments.num_workers}.")
     total = phantom.num_participants
     with progress("Rendering and verifying images", 2 * total) as advance:
-        table = phantom.write(
+        table: Path = phantom.write(
             arguments.folder,
             num_workers=arguments.num_workers,
             overwrite=arguments.overwrite,
             on_image=lambda _done, _total: advance(1),
             on_check=lambda _done, _total: advance(1),
         )
-    config = Path(__file__).parent / STUDIES[arguments.phantom]
-    shown = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
-    print(f"{total} participants in {table}. Next:\n  fontanel fit --config {shown} --data.table {table}")
-    return 0
+    return table
 
 
 def _add_brain_age(parser: argparse.ArgumentParser) -> None:

@@ -123,7 +123,8 @@ class Session:
             load_checkpoint(best)["state_dict"], folder / "weights.safetensors", folder / "model.json", description
         )
         self.logger.log_artifact(folder, "model")
-        self.logger.log_artifact(best, "checkpoints")
+        for path in (best, best.with_name(f"{best.name}.sha256")):
+            self.logger.log_artifact(path, "checkpoints")
 
     def keep_predictions(self, rows: pd.DataFrame, step: int) -> None:
         """Merge rows into the run's predictions, replacing those of the same splits, and log the metrics of each split.

@@ -175,8 +175,7 @@ class RunLogger(Logger):
         """
         if self._run_id is None and not len(self._buffer):
             return  # nothing was ever written, as when the setup of the trainer failed
-        interrupted = isinstance(sys.exc_info()[1], KeyboardInterrupt)
-        final: RunStatus = "KILLED" if interrupted and status == "failed" else _STATUS.get(status, "FAILED")
+        final: RunStatus = "KILLED" if status == "failed" and _interrupted() else _STATUS.get(status, "FAILED")
         self.flush()
         try:
             if self._failure is not None:
@@ -186,6 +185,14 @@ class RunLogger(Logger):
             if final == "FINISHED":
                 raise
             warnings.warn(str(error), stacklevel=2)  # what made the run fail must not be hidden by this
+
+
+def _interrupted() -> bool:
+    """Tell whether Ctrl-C is what is being handled, or what led to it: Lightning turns it into SystemExit."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 class PointBuffer:

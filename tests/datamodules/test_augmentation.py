@@ -19,8 +19,7 @@ def test_key_is_the_same_everywhere_and_feels_every_part():
     keys = {
         sample_key(*parts) for parts in [(1, 2, "a", 3), (2, 2, "a", 3), (1, 3, "a", 3), (1, 2, "b", 3), (1, 2, "a", 4)]
     }
-    assert len(keys) == 5
-    assert all(0 <= key < 2**64 for key in keys)
+    assert len({key for key in keys if 0 <= key < 2**64}) == 5
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -53,6 +52,8 @@ def test_nothing_changes_when_every_range_is_zero(shape, dtype):
     assert torch.equal(moved, masks)
     never = Augmentation(**{**OFF, "gamma": 0.5, "noise": 0.5}, probability=0.0)
     assert torch.equal(never(image, KEYS), image.float())
+    with pytest.raises(ValueError, match="4 keys for 5 images"):
+        never(image, KEYS[:4])
 
 
 def test_input_and_random_state_stay_untouched():
@@ -119,10 +120,10 @@ def test_intensities_are_drawn_within_their_ranges():
         "noise": [each.noise / 0.2 for each in channels if each.noise > 0],
     }
     for name, values in used.items():
-        assert abs(len(values) / 3000 - 0.6) < 4 * np.sqrt(0.24 / 3000), name
+        assert abs(len(values) / 3000 - 0.6) < 0.036, name  # four standard errors
         assert stats.kstest(values, stats.uniform(0, 1).cdf).pvalue > 1e-3, name
     control = np.stack([each.log_bias for each in channels if each.log_bias is not None])
-    assert abs(len(control) / 3000 - 0.6) < 4 * np.sqrt(0.24 / 3000)
+    assert abs(len(control) / 3000 - 0.6) < 0.036
     assert stats.kstest(control[::16].ravel(), stats.uniform(-0.4, 0.8).cdf).pvalue > 1e-3
     assert drawn[0][0].noise_seed != drawn[0][1].noise_seed
     assert augmentation.draw_intensities(5, 1, 3)[0].gamma == augmentation.draw_intensities(5, 4, 3)[0].gamma
@@ -134,23 +135,16 @@ def test_noise_has_the_drawn_share_of_the_foreground_sd():
     ratios = []
     for sample, key in enumerate(KEYS):
         added = augmentation(image[sample : sample + 1], [key]) - image[sample].float()
-        values = image[sample].float()
-        foreground_sd = values[values > values.mean()].std()
-        ratios.append((added.std() / foreground_sd / augmentation.draw_intensities(key, 1, 3)[0].noise).item())
+        foreground = image[sample].float()[image[sample] > image[sample].float().mean()]
+        ratios.append((added.std() / foreground.std() / augmentation.draw_intensities(key, 1, 3)[0].noise).item())
         assert stats.kstest((added / added.std()).flatten()[::5].numpy(), "norm").pvalue > 1e-3
     np.testing.assert_allclose(ratios, 1, atol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"noise": -0.1}, "noise"),
-        ({"flip": 1.2}, "flip"),
-        ({"probability": 3.0}, "probability"),
-        ({"bias_points": 3}, "bias_points"),
-        ({"elastic": 0.2}, "folds"),
-    ],
+    "wrong",
+    [{"noise": -0.1}, {"flip": 1.2}, {"probability": 3}, {"bias_points": 3}, {"flip_axes": (-1,)}, {"elastic": 0.2}],
 )
-def test_impossible_ranges_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
+def test_impossible_ranges_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         Augmentation(**wrong)

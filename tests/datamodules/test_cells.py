@@ -43,6 +43,12 @@ def test_a_path_out_of_the_root_is_refused(write, tmp_path, path):
         read_cohort(table)
 
 
+def test_an_absolute_path_is_refused_even_inside_the_root(write, tmp_path):
+    problems = check_table(write(f"{tmp_path}/1.nii.gz", "2.nii.gz"))[1]
+    assert [(problem.row, problem.code) for problem in problems] == [(1, "path_escape")]
+    assert "absolute" in problems[0].message
+
+
 def test_a_link_at_the_root_itself_is_fine(write, tmp_path):
     write("1.nii.gz")
     (tmp_path.parent / f"{tmp_path.name}-link").symlink_to(tmp_path)

@@ -20,7 +20,7 @@ SCHEMA = Schema(
     )
 )
 HEADER = "participant_id\tsession_id\tsite\tt1w\tmask\tage\tiq\ttruth_gap"
-ROWS = ["p1\ts1\tnorth\ta/1.nii.gz\tm.nii.gz\t33.5\t101\t0.5", "p2\t\t\ta/2.nii.gz\t\t20\tn/a\t-1"]
+ROWS = ["p1\ts1\tnorth\ta/1.nii.gz\tm.nii.gz\t33.5\t101\t0.5", "p2\t\t.\ta/2.nii.gz\t\t20\tn/a\t-1"]
 
 
 @pytest.fixture

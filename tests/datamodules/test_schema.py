@@ -22,6 +22,8 @@ FRAME = pd.DataFrame(
         "lesion": ["1.nii.gz", "", "3.nii.gz"],
         "truth_gap": ["0.1", "0.2", "0.3"],
         "series": ["dicom", "dicom2", "dicom3"],
+        "remark": ["x" * 5000, "", "."],
+        "folder": ["..", ".", "n/a"],
     }
 )
 
@@ -45,6 +47,8 @@ def test_a_guess_names_roles_and_kinds(tmp_path):
         "lesion": ("target", "path"),
         "truth_gap": ("truth", "number"),
         "series": ("image", "path"),
+        "remark": ("group", "text"),
+        "folder": ("group", "text"),
     }
     age = schema.column("age")
     assert (age.unit, age.minimum, age.required) == ("years", 0.0, True)

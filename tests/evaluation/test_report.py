@@ -77,7 +77,7 @@ def test_everything_known_is_on_the_page(page):
     for words in (
         *("60 participants", "every file verified", "scored: 24", "40.0 (9.0)"),
         *("2.14 years", "Measured on phantom", "Test (n = 24)", "External (n = 12)", "Largest errors: 10 of 36"),
-        *("corrected: not a performance measure", "Beheshti 2019", "Cole 2018", "Fitted on 24 participants"),
+        *("corrected: not a performance measure", "Beheshti 2019", "Fitted on 24 participants of the part “Validation"),
         *("200 bootstrap replicates", "with seed 3", "torch 2.15.0", "model: {width: 16}", "packages.torch", "abc123"),
         *("Ethical approval", "Every step is in", "02 January 2026"),
     ):

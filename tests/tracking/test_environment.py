@@ -37,12 +37,16 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", "-C", str(folder), *identity, *words], check=True, capture_output=True)
 
 
+def checkout(folder: Path) -> None:
+    git(folder, "init")
+    (folder / "a").write_text("1")
+    git(folder, "add", "a")
+    git(folder, "commit", "-m", "one")
+
+
 def test_commit_of_a_checkout(tmp_path: Path) -> None:
     assert _commit(tmp_path) is None
-    git(tmp_path, "init")
-    (tmp_path / "a").write_text("1")
-    git(tmp_path, "add", "a")
-    git(tmp_path, "commit", "-m", "one")
+    checkout(tmp_path)
     commit = _commit(tmp_path)
     assert commit is not None
     assert len(commit["id"]) == 40
@@ -52,6 +56,6 @@ def test_commit_of_a_checkout(tmp_path: Path) -> None:
 
 
 def test_a_package_inside_another_repository_has_no_commit(tmp_path: Path) -> None:
-    git(tmp_path, "init")
+    checkout(tmp_path)
     (tmp_path / "site-packages").mkdir()
     assert _commit(tmp_path / "site-packages") is None

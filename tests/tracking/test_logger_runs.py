@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -28,11 +29,19 @@ def test_the_end_flushes_and_sets_the_status(word: str, expected: str, logger: R
 
 
 def test_ctrl_c_is_killed_and_not_failed(logger: RunLogger) -> None:
+    def trainer() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            logger.finalize("failed")
+            assert status(logger) == "KILLED"
+            sys.exit(1)
+
     assert logger.run_id
     try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        logger.finalize("failed")  # as the trainer does
+        trainer()
+    except SystemExit:
+        logger.finalize("failed")
     assert status(logger) == "KILLED"
 
 

@@ -14,11 +14,7 @@ from tracking.checkpoints import AtomicCheckpointIO, CheckpointContract, RunReco
 from tracking.logger import RunLogger
 from tracking.store import Store
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning")
 
 
 class Line(LightningModule):

@@ -136,3 +136,10 @@ def test_a_real_head_keeps_its_own_skull(test_data):
         np.isin(np.asarray(labels.dataobj), anatomy._VENTRICLES).sum() * 8e-3, rel=0.2
     )
     assert 1100 < volume_ml(head, "intracranial") < 1900
+
+
+def test_icbm152_ends_inside_its_grid_but_below(icbm):
+    head = icbm.distances[..., FIELDS.index("head")]
+    for edge in (head[0], head[-1], head[:, 0], head[:, -1], head[:, :, -1]):
+        assert edge.min() > 2  # what touched the edge would be drawn out of the head for ever
+    assert head[:, :, 0].min() < 0  # the neck goes on
