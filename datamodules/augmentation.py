@@ -54,6 +54,12 @@ class Warp:
     offset: Array
     displacement: Array | None = None
 
+    @property
+    def is_mirror(self) -> bool:
+        """Whether no voxel comes from between voxels."""
+        straight = np.array_equal(np.abs(self.linear), np.eye(len(self.offset))) and not self.offset.any()
+        return straight and self.displacement is None
+
 
 @dataclass(frozen=True)
 class Intensity:
@@ -96,6 +102,9 @@ class Augmentation(nn.Module):
         noise: Largest standard deviation of Gaussian noise, relative to that of the foreground (above the mean).
         blur: Largest standard deviation of Gaussian blur in voxels.
         probability: Of each intensity operation, for each channel.
+        spatial_probability: Of moving and deforming a sample at all. The others keep their voxels, flipped or not:
+            resampling smooths, and a network with batch normalisation that meets only resampled images in training is
+            biased on the untouched ones of an evaluation.
         spacing: Voxel size in mm, where voxels are not cubes: rotations then keep their shape in the world.
 
     References:
@@ -119,7 +128,8 @@ class Augmentation(nn.Module):
         gamma: float = 0.3,
         noise: float = 0.1,
         blur: float = 0.5,
-        probability: float = 1.0,
+        probability: float = 0.5,
+        spatial_probability: float = 0.5,
         spacing: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
@@ -128,17 +138,19 @@ class Augmentation(nn.Module):
         self.elastic, self.elastic_points = elastic, elastic_points
         self.bias_field, self.bias_points = bias_field, bias_points
         self.gamma, self.noise, self.blur, self.probability = gamma, noise, blur, probability
+        self.spatial_probability = spatial_probability
         self.spacing = spacing
         self._check()
         self.resamples = any((rotation, scale, translation, shear, elastic))
         self.changes_intensity = probability > 0 and any((bias_field, gamma, noise, blur))
 
     def _check(self) -> None:
+        shares = ("flip", "probability", "spatial_probability")
         ranges = ("rotation", "scale", "translation", "shear", "elastic", "bias_field", "gamma", "noise", "blur")
-        for name in (*ranges, "flip", "probability"):
+        for name in (*ranges, *shares):
             if getattr(self, name) < 0:
                 raise ValueError(f"augmentation: {name} is {getattr(self, name)}. Give 0 (off) or a larger number.")
-        for name in ("flip", "probability"):
+        for name in shares:
             if getattr(self, name) > 1:
                 raise ValueError(f"augmentation: {name} is {getattr(self, name)}. Give a probability, 0 to 1.")
         if not set(self.flip_axes) <= {0, 1, 2}:
@@ -192,6 +204,8 @@ class Augmentation(nn.Module):
         random = _stream(key, GEOMETRY)
         mirrored = random.random(3) < self.flip
         unit = random.uniform(-1, 1, (4, 3))
+        moved = random.random() < self.spatial_probability
+        unit *= moved
         signs = np.array([-1.0 if axis in self.flip_axes and mirrored[axis] else 1.0 for axis in range(axes)])
         angles, translation = unit[0] * self.rotation, unit[1, :axes] * self.translation * np.array(shape)
         matrix = affine_matrix(
@@ -199,7 +213,7 @@ class Augmentation(nn.Module):
         )
         warp = inverse_warp(matrix, translation, self.spacing)
         displacement = None
-        if self.elastic > 0:
+        if self.elastic > 0 and moved:
             limit = (signs * self.elastic * np.array(shape)).reshape(-1, *[1] * axes)
             displacement = _stream(key, ELASTIC).uniform(-1, 1, (axes, *[self.elastic_points] * axes)) * limit
         return Warp(signs[:, np.newaxis] * warp.linear, signs * warp.offset, displacement)
@@ -248,10 +262,13 @@ class Augmentation(nn.Module):
                 torch.add(changed, low, out=out[sample, channel])
 
     def _move(self, image: Tensor, warps: Sequence[Warp], mode: Literal["linear", "nearest"]) -> Tensor:
-        if self.resamples:
-            return resample(image, warps, mode)
-        mirrored = [[1 + axis for axis in np.flatnonzero(np.diag(warp.linear) < 0)] for warp in warps]
-        return torch.stack([sample.flip(axes) for sample, axes in zip(image, mirrored, strict=True)])
+        moved = torch.empty_like(image)
+        bent = [index for index, warp in enumerate(warps) if not warp.is_mirror]
+        if bent:
+            moved[bent] = resample(image[bent], [warps[index] for index in bent], mode)
+        for index in set(range(len(warps))).difference(bent):
+            moved[index] = image[index].flip([1 + axis for axis in np.flatnonzero(np.diag(warps[index].linear) < 0)])
+        return moved
 
 
 def affine_matrix(degrees: Array, scale: Array, shear: Array) -> Array:

@@ -137,10 +137,8 @@ def _inspect(
 
     with ExitStack() as stack:
         # Threads suffice: decompression, hashing and reductions run outside the interpreter's lock.
-        pool = ThreadPoolExecutor(num_workers) if num_workers > 0 else None
-        if pool:
-            stack.callback(pool.shutdown, cancel_futures=True)  # an interruption must not wait for every file
-        for path, result in zip(paths, (pool.map if pool else map)(inspect, paths), strict=True):
+        run = stack.enter_context(ThreadPoolExecutor(num_workers)).map if num_workers > 0 else map
+        for path, result in zip(paths, run(inspect, paths), strict=True):
             found[path] = result
             if on_file:
                 on_file(len(found), len(paths))

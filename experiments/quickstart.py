@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"  fontanel ui{'' if arguments.output_dir is None else f' --output-dir {arguments.output_dir}'}")
     if beats_the_mean(session.assessment("test")):
         return 0
-    print("The model did not beat predict-the-mean on held-out participants: this installation does not train as it should.")
+    print("The model did not beat predict-the-mean on held-out participants: this installation trains badly.")
     return 1
 
 
@@ -63,7 +63,8 @@ def make_cohort(folder: Path, arguments: argparse.Namespace) -> Path:
         parser = argparse.ArgumentParser()
         make_cohort.add_arguments(parser)
         size, seed = str(arguments.num_participants), str(arguments.seed)
-        words = ["brain-age", str(folder), "--num-participants", size, "--seed", seed, "--overwrite"]
+        words = ["brain-age", str(folder), "--num-participants", size, "--seed", seed, "--skull", "off"]
+        words.append("--overwrite")  # what is there without a manifest was interrupted
         make_cohort.make(parser.parse_args(words))
     return table
 

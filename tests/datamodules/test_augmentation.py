@@ -6,6 +6,7 @@ from scipy import stats
 from datamodules.augmentation import Augmentation, sample_key
 
 OFF = dict.fromkeys(("flip", "rotation", "scale", "translation", "bias_field", "gamma", "noise", "blur"), 0.0)
+OFF |= {"probability": 1.0, "spatial_probability": 1.0}
 KEYS = [sample_key(7, epoch, f"IXI{epoch:03}", 0) for epoch in range(5)]
 SHAPES = [(5, 2, 12, 15, 9), (5, 3, 14, 11)]
 
@@ -50,7 +51,7 @@ def test_nothing_changes_when_every_range_is_zero(shape, dtype):
     assert augmented.dtype == torch.float32
     assert torch.equal(augmented, image.float())
     assert torch.equal(moved, masks)
-    never = Augmentation(**{**OFF, "gamma": 0.5, "noise": 0.5}, probability=0.0)
+    never = Augmentation(**{**OFF, "gamma": 0.5, "noise": 0.5, "probability": 0.0})
     assert torch.equal(never(image, KEYS), image.float())
     with pytest.raises(ValueError, match="4 keys for 5 images"):
         never(image, KEYS[:4])
@@ -89,7 +90,7 @@ def test_mirroring_comes_first_and_leaves_the_other_draws_alone():
 
 
 def test_geometry_is_drawn_uniformly_within_its_ranges():
-    augmentation = Augmentation(flip=0.3, rotation=20.0, scale=0.2, translation=0.1)
+    augmentation = Augmentation(flip=0.3, rotation=20.0, scale=0.2, translation=0.1, spatial_probability=1.0)
     shape = np.array([20, 30, 40])
     flips, angles, scales, shifts = [], [], [], []
     for index in range(3000):
@@ -148,3 +149,11 @@ def test_noise_has_the_drawn_share_of_the_foreground_sd():
 def test_impossible_ranges_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Augmentation(**wrong)
+
+
+def test_samples_that_are_not_moved_keep_their_voxels():
+    augmentation = Augmentation(**{**OFF, "rotation": 20.0, "elastic": 0.05, "spatial_probability": 0.4})
+    image = batch((1, 1, 12, 15, 9))
+    keys = [sample_key(0, epoch, "x", 0) for epoch in range(300)]
+    untouched = np.mean([torch.allclose(augmentation(image, [key]), image.float(), atol=1e-5) for key in keys])
+    assert abs(untouched - 0.6) < 4 * np.sqrt(0.6 * 0.4 / 300)
