@@ -267,7 +267,8 @@ class Augmentation(nn.Module):
         if bent:
             moved[bent] = resample(image[bent], [warps[index] for index in bent], mode)
         for index in set(range(len(warps))).difference(bent):
-            moved[index] = image[index].flip([1 + axis for axis in np.flatnonzero(np.diag(warps[index].linear) < 0)])
+            axes = np.flatnonzero(np.diag(warps[index].linear) < 0)
+            moved[index] = image[index].flip([1 + int(axis) for axis in axes])
         return moved
 
 

@@ -8,7 +8,6 @@ import io
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own idiom
 import torch
 from filelock import FileLock
 
+from datamodules.folders import cache_folder
 from datamodules.preprocessing import Affine, Preprocessing, PreprocessingError, Volume, read_volume
 
 CACHE_VERSION = 1  # raise it whenever the same file and parameters give other voxels
@@ -79,7 +79,7 @@ class VolumeCache:
     """
 
     def __init__(self, folder: Path | None, preprocessing: Preprocessing) -> None:
-        self.folder = default_folder() if folder is None else Path(folder)
+        self.folder = cache_folder() if folder is None else Path(folder)
         self.preprocessing = preprocessing
         self._checked: set[str] = set()
 
@@ -285,15 +285,6 @@ class VolumeCache:
             raise PreprocessingError(message) from error
         finally:
             executor.shutdown(cancel_futures=True)
-
-
-def default_folder() -> Path:
-    """Return `FONTANEL_CACHE`, else `fontanel` in the user's cache folder."""
-    if folder := os.environ.get("FONTANEL_CACHE"):
-        return Path(folder)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fontanel"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fontanel"
 
 
 def _build_one(cache: VolumeCache, item: ImageFiles) -> int | str:

@@ -10,6 +10,8 @@ predictions.parquet and predictions.csv. A participant that the model was traine
 """
 
 import argparse
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,10 +77,8 @@ def predict(reference: str, images: list[Path], words: list[str], folder: Path, 
     with scratch_folder() as scratch:
         cli, contract, checkpoint = restore(reference, words, store, scratch)
         if images:
-            table, root = write_image_table(images, cli.datamodule.images, folder)
-            cli, contract, checkpoint = restore(
-                reference, [*words, "--data.table", str(table), "--data.root", str(root)], store, scratch
-            )
+            table, cli.datamodule.root = write_image_table(images, cli.datamodule.images, folder)
+            cli.datamodule.tables = [table]
         verify_now(cli.datamodule)
         cli.datamodule.labels_required = False
         trainer = cli.make_trainer(logger=False)
@@ -90,8 +90,6 @@ def predict(reference: str, images: list[Path], words: list[str], folder: Path, 
 
 def write_image_table(images: list[Path], columns: list[str], folder: Path) -> tuple[Path, Path]:
     """Write a cohort table for single images and return it with the folder that its paths are relative to."""
-    import os
-
     from experiments.runtime import ConfigurationError
 
     if len(columns) != 1:
@@ -104,11 +102,19 @@ def write_image_table(images: list[Path], columns: list[str], folder: Path) -> t
         raise ConfigurationError(f"No such image: {', '.join(absent)}.")
     paths = [image.resolve() for image in images]
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    names = [path.relative_to(root) for path in paths]
-    rows = [f"{'_'.join(name.parts).removesuffix('.gz').rpartition('.')[0]}\t{name}" for name in names]
+    rows = [f"{identifier(path.relative_to(root))}\t{path.relative_to(root)}" for path in paths]
     table = folder / "images.tsv"
     table.write_text("\n".join([f"participant_id\t{columns[0]}", *rows]) + "\n")
     return table, root
+
+
+def identifier(path: Path) -> str:
+    """Return a participant identifier made from an image's path.
+
+    >>> identifier(Path("ward 3/scan.nii.gz"))
+    'ward-3_scan'
+    """
+    return re.sub(r"[^\w.+=-]", "-", "_".join(path.parts).removesuffix(".gz").rpartition(".")[0])
 
 
 def verify_now(data: "BaseDataModule") -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 SITES = ("north", "south", "west")
-AFFINE_PSR = np.array([[0.0, 0.0, 4.0, -30.0], [-4.0, 0.0, 0.0, 34.0], [0.0, -4.0, 0.0, 28.0], [0.0, 0.0, 0.0, 1.0]])
+AFFINE_PSR = np.array([[0.0, 0.0, 4.0, -30.0], [-4.0, 0.0, 0.0, 34.0], [0.0, 4.0, 0.0, -32.0], [0.0, 0.0, 0.0, 1.0]])
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,6 @@ grid and turns them into soft tissue boundaries, which costs milliseconds.
 """
 
 import hashlib
-import os
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own idiom
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from datamodules.folders import cache_folder
 from datamodules.phantoms import PhantomError
 
 FIELDS = ("ventricles", "white_matter", "brain", "intracranial", "bone", "head")
@@ -141,7 +140,7 @@ def load_anatomy(anatomy_id: str, labels: Path | None, blur: float) -> Anatomy:
 def _load(anatomy_id: str, labels: Path | None, blur: float) -> Anatomy:
     source = b"icbm152" if labels is None else _label_files(labels)[anatomy_id].read_bytes()
     key = hashlib.sha256(source + f"/{GEOMETRY_VERSION}/{blur}".encode()).hexdigest()
-    entry = _cache_folder() / f"{key}.npz"
+    entry = cache_folder() / "phantoms" / f"{key}.npz"
     try:
         with entry.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return Anatomy(anatomy_id, stored["distances"], tuple(stored["origin"].tolist()), float(stored["step"]))
@@ -157,15 +156,6 @@ def _load(anatomy_id: str, labels: Path | None, blur: float) -> Anatomy:
     )
     _store(entry, anatomy)
     return anatomy
-
-
-def _cache_folder() -> Path:
-    """Return a place in the folder that `datamodules.cache` uses, without importing torch for it."""
-    if folder := os.environ.get("FONTANEL_CACHE"):
-        return Path(folder) / "phantoms"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "fontanel" / "phantoms"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fontanel" / "phantoms"
 
 
 def _store(entry: Path, anatomy: Anatomy) -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from datamodules import cache as cache_module
-from datamodules.cache import ImageFiles, VolumeCache, default_folder
+from datamodules import folders
+from datamodules.cache import ImageFiles, VolumeCache
+from datamodules.folders import cache_folder
 from datamodules.preprocessing import Preprocessing, PreprocessingError
 
 AFFINE = np.array([[0, -2.0, 0, 11], [1.5, 0, 0, -7], [0, 0, 3.0, 40], [0, 0, 0, 1]])
@@ -141,10 +143,10 @@ def test_known_hashes_save_reading(cache, items, monkeypatch):
     assert cache.get(items[0].images, None, ["a" * 64]).hit
 
 
-def test_default_folder(monkeypatch, tmp_path):
+def test_the_cache_folder_comes_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
     monkeypatch.setenv("FONTANEL_CACHE", str(tmp_path / "own"))
-    assert default_folder() == VolumeCache(None, Preprocessing()).folder == tmp_path / "own"
+    assert cache_folder() == VolumeCache(None, Preprocessing()).folder == tmp_path / "own"
     monkeypatch.delenv("FONTANEL_CACHE")
-    monkeypatch.setattr(cache_module.sys, "platform", "linux")
-    assert default_folder() == tmp_path / "user" / "fontanel"
+    monkeypatch.setattr(folders.sys, "platform", "linux")
+    assert cache_folder() == tmp_path / "user" / "fontanel"

@@ -61,7 +61,7 @@ def test_an_error_is_one_paragraph_without_a_traceback(tmp_path, capsys):
 
 def test_debug_shows_the_traceback(tmp_path):
     with pytest.raises((ValueError, OSError), match=r"absent\.csv"):
-        cli.main(["--debug", "evaluate", str(tmp_path / "absent.csv")])
+        cli.main(["--debug", "evaluate", str(tmp_path / "absent.csv"), "--task", "regression"])
 
 
 def test_an_interruption_is_130(monkeypatch, capsys):
