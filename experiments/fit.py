@@ -36,10 +36,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, keep the best checkpoint, export the weights, and name the next command."""
+    from experiments.cli import INTERRUPTED, WRONG_USAGE, complain
     from experiments.options import configuration_words, open_store
     from experiments.runtime import FontanelCLI, study_name
 
-    cli = FontanelCLI(configuration_words(arguments))
+    words = configuration_words(arguments)
+    if not words:
+        example = "--config experiments/age2hie/phantom_pretrain.yaml"
+        return complain(f"name a configuration, such as {example}.", WRONG_USAGE)
+    cli = FontanelCLI(words)
     if arguments.print_config:
         print(cli.resolved(), end="")
         return 0
@@ -47,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     study = arguments.study or study_name(arguments.config)
     run_id = train(cli, study=study, arm=arguments.arm, store=open_store(arguments))
     if run_id is None:
-        return 130
+        return INTERRUPTED
     print(f"Run {run_id} of {study}. Next:\n  fontanel test {run_id}\n  fontanel ui")
     return 0
 

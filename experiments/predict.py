@@ -104,7 +104,7 @@ def write_image_table(images: list[Path], columns: list[str], folder: Path) -> t
     root = Path(os.path.commonpath([path.parent for path in paths]))
     rows = [f"{identifier(path.relative_to(root))}\t{path.relative_to(root)}" for path in paths]
     table = folder / "images.tsv"
-    table.write_text("\n".join([f"participant_id\t{columns[0]}", *rows]) + "\n")
+    table.write_text("\n".join([f"participant_id\t{columns[0]}", *rows]) + "\n", encoding="utf-8")
     return table, root
 
 

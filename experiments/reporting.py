@@ -27,7 +27,7 @@ def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
 
     run = store.client.get_run(run_id)
     study = store.client.get_experiment(run.info.experiment_id).name
-    cohort = json.loads(store.download(run_id, "cohort.json").read_text())
+    cohort = json.loads(store.download(run_id, "cohort.json").read_text(encoding="utf-8"))
     context = ReportContext(
         title=f"{study}: {run.info.run_name}",
         question=question(cohort, run.data.tags),
@@ -36,9 +36,9 @@ def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
         run_id=run_id,
         protocol=run.data.tags["protocol"],
         cohort=cohort,
-        split=json.loads(store.download(run_id, "folds.json").read_text()),
-        config_yaml=store.download(run_id, "config.yaml").read_text(),
-        environment=json.loads(store.download(run_id, "environment.json").read_text()),
+        split=json.loads(store.download(run_id, "folds.json").read_text(encoding="utf-8")),
+        config_yaml=store.download(run_id, "config.yaml").read_text(encoding="utf-8"),
+        environment=json.loads(store.download(run_id, "environment.json").read_text(encoding="utf-8")),
         history=history(store, run_id),
         published=published_values(study),
         phantom=bool(cohort["phantom"]),

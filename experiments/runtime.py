@@ -1,6 +1,5 @@
 """What fit, validate, test and predict share: the configuration, the trainer, and the run in the store."""
 
-import json
 import logging
 import sys
 import tempfile
@@ -64,7 +63,7 @@ class FontanelCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a fit file holds besides Lightning's own sections."""
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start from.")
-        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's signature
         """Parse the given words; the words of the process are the front door's."""
@@ -130,8 +129,8 @@ def restore(
     checkpoint = locate_checkpoint(reference, store)
     contract = read_contract(checkpoint)
     config, folds = scratch / "config.yaml", scratch / "folds.json"
-    config.write_text(contract.config)
-    folds.write_text(json.dumps(contract.split))
+    config.write_text(contract.config, encoding="utf-8")
+    folds.write_text(contract.split_json, encoding="utf-8")
     cli = FontanelCLI(["--config", str(config), "--data.split_file", str(folds), *words])
     return cli, contract, checkpoint
 
@@ -157,5 +156,5 @@ def published_values(study: str) -> list[dict[str, Any]]:
     path = Path(__file__).parent / folder / "published.yaml"
     if not name or not path.is_file():
         return []
-    values: dict[str, list[dict[str, Any]]] = yaml.safe_load(path.read_text())
+    values: dict[str, list[dict[str, Any]]] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return values.get(name.removeprefix("phantom_"), [])

@@ -13,6 +13,16 @@ SITES = ("north", "south", "west")
 AFFINE_PSR = np.array([[0.0, 0.0, 4.0, -30.0], [-4.0, 0.0, 0.0, 34.0], [0.0, 4.0, 0.0, -32.0], [0.0, 0.0, 0.0, 1.0]])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Where services are required (continuous integration), a test that would skip for want of one fails."""
+    report = yield
+    if report.skipped and item.get_closest_marker("services") and os.environ.get("FONTANEL_REQUIRE_SERVICES"):
+        report.outcome = "failed"
+        report.longrepr = f"FONTANEL_REQUIRE_SERVICES is set, and this test skipped: {report.longrepr}"
+    return report
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory, monkeypatch):
     """Keep every test away from the user's store and cache."""

@@ -36,7 +36,7 @@ def test_every_configuration_trains_and_predicts_finite_numbers(config, tiny_coh
     assert fit(config, tiny_cohort, tmp_path, "--arm", "trial") == 0
     run_id = (
         open_store(tmp_path)
-        .find_run(f"trial-holdout-0-r0-s{yaml.safe_load(config.read_text())['seed_everything']}")
+        .find_run(f"trial-holdout-0-r0-s{yaml.safe_load(config.read_text(encoding='utf-8'))['seed_everything']}")
         .run_id
     )
     assert f"fontanel test {run_id}" in capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_a_run_holds_what_is_needed_to_understand_it(fitted):
     assert run.data.params["model.network.width"] == "2"
     assert run.data.params["data.table"].endswith("tiny.tsv")
     assert {"train/loss", "val/loss", "val/mae"} <= set(run.data.metrics)
-    cohort = json.loads(store.download(run_id, "cohort.json").read_text())
+    cohort = json.loads(store.download(run_id, "cohort.json").read_text(encoding="utf-8"))
     assert cohort["verified"] is True
     for artifact in (
         "config.yaml",
@@ -67,7 +67,7 @@ def test_a_run_holds_what_is_needed_to_understand_it(fitted):
         "checkpoints/best.ckpt",
     ):
         assert store.download(run_id, artifact).stat().st_size > 0
-    model = json.loads(store.download(run_id, "model/model.json").read_text())
+    model = json.loads(store.download(run_id, "model/model.json").read_text(encoding="utf-8"))
     assert model["input"]["channels"] == ["t1w"]
     assert model["outputs"]["age"]["unit"] == "years"
 
@@ -88,12 +88,12 @@ def test_a_test_adds_predictions_metrics_and_a_report_to_the_run(fitted, capsys)
     for split in ("test", "external"):
         assert metrics[f"{split}/mae"] == pytest.approx(error[frame["split"] == split].mean(), rel=1e-6)
         assert metrics[f"{split}/mae_low"] <= metrics[f"{split}/mae"] <= metrics[f"{split}/mae_high"]
-    assert "<html" in store.download(run_id, "report.html").read_text()
+    assert "<html" in store.download(run_id, "report.html").read_text(encoding="utf-8")
 
 
 def test_test_and_training_share_no_participant(fitted, tiny_cohort):
     output, run_id = fitted
-    folds = json.loads(open_store(output).download(run_id, "folds.json").read_text())
+    folds = json.loads(open_store(output).download(run_id, "folds.json").read_text(encoding="utf-8"))
     parts = {name: {key for keys in sites.values() for key in keys} for name, sites in folds["parts"].items()}
     assert not parts["train"] & (parts["test"] | parts["external"] | parts["val"])
 
@@ -102,7 +102,7 @@ def test_another_table_is_external_but_for_those_trained_on(fitted, tiny_cohort)
     output, run_id = fitted
     assert main(["test", run_id, "--output-dir", str(output), "--data.table", str(tiny_cohort)]) == 0
     frame = read_predictions(open_store(output).download(run_id, "predictions.parquet"))
-    folds = json.loads(open_store(output).download(run_id, "folds.json").read_text())
+    folds = json.loads(open_store(output).download(run_id, "folds.json").read_text(encoding="utf-8"))
     trained = {key for keys in folds["parts"]["train"].values() for key in keys}
     assert not trained & {f"tiny/{participant}" for participant in frame["participant_id"]}
 
