@@ -364,7 +364,7 @@ class BaseDataModule(LightningDataModule):
             "tables": [
                 {
                     "name": cohort.table.name,
-                    "dataset": cohort.dataset,
+                    "dataset": " and ".join(sorted(cohort.frame["dataset"].unique())),
                     "sha256": hashlib.sha256(cohort.table.read_bytes()).hexdigest(),
                 }
                 for cohort in self.cohorts

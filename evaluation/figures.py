@@ -104,7 +104,7 @@ def error_by_bin(bins: pd.DataFrame, *, name: str = "target", unit: str | None =
         unit: Its unit.
     """
     labels = [
-        f"{start:g} to {stop:g}" for start, stop in zip(bins["start"].round(2), bins["stop"].round(2), strict=True)
+        f"{start:g}\u2013{stop:g}" for start, stop in zip(bins["start"].round(2), bins["stop"].round(2), strict=True)
     ]
     with _axes(4.3, 3.2) as (figure, axes):
         _intervals(axes, labels, bins)
