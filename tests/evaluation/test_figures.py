@@ -55,7 +55,7 @@ def test_bins_show_error_interval_and_number(table):
     axes = figures.error_by_bin(bins, name="age").axes[0]
     labels = [label.get_text() for label in axes.get_xticklabels()]
     assert labels == [
-        f"{start:g} to {stop:g}\nn = {count:g}"
+        f"{start:g}\u2013{stop:g}\nn = {count:g}"
         for start, stop, count in bins[["start", "stop", "num_participants"]].to_numpy()
     ]
     segments = np.array(axes.collections[0].get_segments())[:, :, 1]
