@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, keep the best checkpoint, export the weights, and name the next command."""
-    from experiments.cli import INTERRUPTED, WRONG_USAGE, complain
+    from experiments.cli import WRONG_USAGE, complain
     from experiments.options import configuration_words, open_store
     from experiments.runtime import FontanelCLI, study_name
 
@@ -51,23 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
     cli.datamodule.assign_splits()  # a cohort that is refused leaves no trace in the store
     study = arguments.study or study_name(arguments.config)
     run_id = train(cli, study=study, arm=arguments.arm, store=open_store(arguments))
-    if run_id is None:
-        return INTERRUPTED
     print(f"Run {run_id} of {study}. Next:\n  fontanel test {run_id}\n  fontanel ui")
     return 0
 
 
-def train(cli: "FontanelCLI", *, study: str, arm: str, store: "Store") -> str | None:
-    """Train the configured model in a run of its own.
+def train(cli: "FontanelCLI", *, study: str, arm: str, store: "Store") -> str:
+    """Train the configured model in a run of its own and return its id.
 
     Args:
         cli: The configuration; its cohort is read and checked before a run exists.
         study: MLflow experiment.
         arm: Arm of the study.
         store: Where the run is kept.
-
-    Returns:
-        The run id, or None when the training was interrupted (the run is kept).
     """
     from experiments.session import Session
 
@@ -76,7 +71,5 @@ def train(cli: "FontanelCLI", *, study: str, arm: str, store: "Store") -> str | 
     trainer = cli.make_trainer(session.logger, session.training_callbacks(cli.model))
     with session.closing():
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config["ckpt_path"], weights_only=True)
-        if trainer.interrupted:
-            return None
         session.export(cli)
     return session.run_id

@@ -32,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the whole road once and print what came out and what to type next."""
     from experiments import fit, scoring
-    from experiments.cli import INTERRUPTED
     from experiments.options import open_store
     from experiments.runtime import FontanelCLI
     from tracking.store import output_folder
@@ -42,8 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
     cli = FontanelCLI(configuration_words(table, arguments))
     store = open_store(arguments)
     run_id = fit.train(cli, study=STUDY, arm="scratch", store=store)
-    if run_id is None:
-        return INTERRUPTED
     session = scoring.score(run_id, [], "test", store)
     print_results(session)
     print("\nNext, open the report and compare runs in the MLflow UI:")

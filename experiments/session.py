@@ -97,11 +97,18 @@ class Session:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """Close the run as finished, or as failed when something is raised."""
+        """Close the run as finished, as killed after Ctrl-C, or as failed when something is raised.
+
+        Raises:
+            KeyboardInterrupt: After Ctrl-C, which Lightning turns into an exit of its own.
+        """
         try:
             yield
-        except BaseException:
-            self.logger.finalize("failed")
+        except BaseException as error:
+            interruption = next((e for e in (error, error.__context__) if isinstance(e, KeyboardInterrupt)), None)
+            self.logger.finalize("killed" if interruption else "failed")
+            if interruption:
+                raise interruption from None
             raise
         self.logger.finalize("success")
 
