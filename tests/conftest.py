@@ -23,12 +23,14 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path_factory, monkeypatch):
-    """Keep every test away from the user's store and cache."""
-    for name in ("MLFLOW_TRACKING_URI", "FONTANEL_OUTPUT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FONTANEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+@pytest.fixture(autouse=True, scope="session")
+def _own_folders(tmp_path_factory):
+    """Keep the tests away from the user's store and cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MLFLOW_TRACKING_URI", "FONTANEL_OUTPUT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("FONTANEL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

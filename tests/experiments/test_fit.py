@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 
@@ -21,14 +20,6 @@ def fit(config, table, output, *words):
 
 def open_store(output):
     return Store(f"sqlite:///{output / 'mlflow.db'}", output)
-
-
-@pytest.fixture(scope="module")
-def fitted(tiny_cohort, tmp_path_factory):
-    """An output folder with one finished run, and its id."""
-    output = tmp_path_factory.mktemp("outputs")
-    assert fit(CONFIG, tiny_cohort, output) == 0
-    return output, open_store(output).find_run("scratch-holdout-0-r0-s3").run_id
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -105,50 +96,6 @@ def test_another_table_is_external_but_for_those_trained_on(fitted, tiny_cohort)
     folds = json.loads(open_store(output).download(run_id, "folds.json").read_text(encoding="utf-8"))
     trained = {key for keys in folds["parts"]["train"].values() for key in keys}
     assert not trained & {f"tiny/{participant}" for participant in frame["participant_id"]}
-
-
-def test_images_without_labels_are_predicted_from_a_run_and_from_a_checkpoint(fitted, tiny_cohort, tmp_path):
-    output, run_id = fitted
-    images = [str(tiny_cohort.parent / "images" / f"sub-{index:02d}_T1w.nii.gz") for index in (0, 1, 2)]
-    by_run, by_file = tmp_path / "run", tmp_path / "file"
-    assert main(["predict", run_id, *images, "--output", str(by_run), "--output-dir", str(output)]) == 0
-    checkpoint = output / "runs" / run_id / "checkpoints" / "best.ckpt"
-    assert (
-        main(["predict", str(checkpoint), *images, "--output", str(by_file), "--output-dir", str(tmp_path / "new")])
-        == 0
-    )
-    frames = [read_predictions(folder / "predictions.parquet") for folder in (by_run, by_file)]
-    assert len(frames[0]) == 3
-    assert frames[0]["target"].isna().all()
-    assert set(frames[0]["split"]) == {"predict"}
-    pd.testing.assert_series_equal(frames[0]["prediction"], frames[1]["prediction"])
-
-
-def test_a_prediction_of_a_table_marks_those_trained_on(fitted, tiny_cohort, tmp_path):
-    output, run_id = fitted
-    words = [
-        "predict",
-        run_id,
-        "--data.table",
-        str(tiny_cohort),
-        "--output",
-        str(tmp_path),
-        "--output-dir",
-        str(output),
-    ]
-    assert main(words) == 0
-    frame = read_predictions(tmp_path / "predictions.parquet")
-    assert len(frame) == 30
-    assert {"train", "val", "test", "external"} == set(frame["split"])
-
-
-def test_a_bad_image_is_refused_before_any_prediction(fitted, tmp_path, capsys):
-    output, run_id = fitted
-    broken = tmp_path / "broken.nii.gz"
-    broken.write_bytes(b"not an image")
-    assert main(["predict", run_id, str(broken), "--output", str(tmp_path / "out"), "--output-dir", str(output)]) == 1
-    assert "broken.nii.gz" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "predictions.parquet").exists()
 
 
 def test_a_missing_cohort_names_make_cohort(tmp_path, capsys):
