@@ -129,6 +129,7 @@ class BaseDataModule(LightningDataModule):
         self.split: Split | None = None
         self.verified = False
         self.labels_required = True  # prediction of new images does without
+        self.seen_images: frozenset[str] = frozenset()  # content a model was trained on, whatever its name here
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class BaseDataModule(LightningDataModule):
         """Give every sample its split: drawn from the table, or read from `split_file`.
 
         Args:
-            unknown: Split of participants that the split does not name.
+            unknown: Split of participants that the split does not name, unless their image is in `seen_images`.
         """
         self.read()
         if self.split is not None:
@@ -182,10 +183,19 @@ class BaseDataModule(LightningDataModule):
                 group=self.group_by,
                 seed=self.split_seed,
             )
-        parts = [self.split.part_of(participant_key(sample.dataset, sample.participant_id)) for sample in self.samples]
-        self.samples = [
-            replace(sample, split=part or unknown) for sample, part in zip(self.samples, parts, strict=True)
-        ]
+        self.samples = [replace(sample, split=self._part_of(sample, self.split) or unknown) for sample in self.samples]
+
+    def _part_of(self, sample: Sample, split: Split) -> str | None:
+        known = split.part_of(participant_key(sample.dataset, sample.participant_id))
+        if known is None and self.seen_images and self.seen_images.intersection(self.image_hashes(sample)):
+            return "train"  # the same scan under another name
+        return known
+
+    def image_hashes(self, sample: Sample) -> tuple[str, ...]:
+        """Return the sha256 of each image of a sample, from the manifest where there is one."""
+        if sample.files.sha256s is not None:
+            return sample.files.sha256s[: len(sample.files.images)]
+        return tuple(self.cache.content_hash(path) for path in sample.files.images)
 
     def _require_columns(self, cohort: Cohort) -> None:
         labels = self.targets if self.labels_required else []

@@ -8,6 +8,7 @@ import pandas as pd
 
 from evaluation.predictions import read_predictions
 from evaluation.report import ReportContext, render_report
+from tracking.store import StoreError
 
 if TYPE_CHECKING:
     from tracking.store import Store
@@ -43,7 +44,11 @@ def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
         published=published_values(study),
         phantom=bool(cohort["phantom"]),
     )
-    predictions = read_predictions(store.download(run_id, "predictions.parquet"))
+    try:
+        table = store.download(run_id, "predictions.parquet")
+    except StoreError as error:
+        raise StoreError(f"Run {run_id} has no predictions to report. Make some: fontanel test {run_id}") from error
+    predictions = read_predictions(table)
     return write_page(render_report(predictions, context), path)
 
 

@@ -118,7 +118,8 @@ def restore(
 ) -> tuple[FontanelCLI, CheckpointContract, Path]:
     """Rebuild model and datamodule from what a checkpoint says of itself, with later words on top.
 
-    The checkpoint's own split decides who was trained on; a participant it does not name is new.
+    The checkpoint decides who was trained on; a participant its split does not name is new, unless the training has
+    seen the image under another name.
 
     Args:
         reference: Run id, run name, run folder, or checkpoint file.
@@ -132,6 +133,7 @@ def restore(
     config.write_text(contract.config, encoding="utf-8")
     folds.write_text(contract.split_json, encoding="utf-8")
     cli = FontanelCLI(["--config", str(config), "--data.split_file", str(folds), *words])
+    cli.datamodule.seen_images = frozenset(contract.training_images)
     return cli, contract, checkpoint
 
 

@@ -24,6 +24,7 @@ from tracking.store import Store
 PROTOCOL = "holdout"
 PREDICTIONS = "predictions.parquet"
 REPORT = "report.html"
+PLACE = ["split", "dataset"]
 NUM_REPLICATES = 2000
 
 
@@ -56,7 +57,9 @@ class Session:
         }
         tags = {**key, "test_site": "+".join(cli.datamodule.held_out_sites), "verified": str(facts["verified"]).lower()}
         logger = RunLogger(store, study, name, tags)
-        contract = CheckpointContract(config, logger.run_id, study, name, split, key)
+        data = cli.datamodule
+        seen = sorted({hashed for sample in data.part("train", "val") for hashed in data.image_hashes(sample)})
+        contract = CheckpointContract(config, logger.run_id, study, name, split, seen, key)
         logger.log_config(config)
         logger.log_json("cohort.json", facts)
         logger.log_json("folds.json", split)
@@ -134,7 +137,9 @@ class Session:
             self.logger.log_artifact(path, "checkpoints")
 
     def keep_predictions(self, rows: pd.DataFrame, step: int) -> None:
-        """Merge rows into the run's predictions, replacing those of the same splits, and log the metrics of each split.
+        """Merge rows into the run's predictions and log the metrics of each split.
+
+        Rows of the same split and dataset are replaced; a second external cohort stands beside the first.
 
         Args:
             rows: What the module returned.
@@ -144,7 +149,8 @@ class Session:
         path = self.folder / PREDICTIONS
         if path.is_file():
             kept = read_predictions(path)
-            fresh = pd.concat([kept[~kept["split"].isin(fresh["split"].unique())], fresh], ignore_index=True)
+            replaced = pd.MultiIndex.from_frame(kept[PLACE]).isin(pd.MultiIndex.from_frame(fresh[PLACE]))
+            fresh = pd.concat([kept[~replaced], fresh], ignore_index=True)
         write_predictions(fresh, path)
         self.logger.log_artifact(path)
         for split in rows["split"].unique():

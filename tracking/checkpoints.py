@@ -42,6 +42,7 @@ class CheckpointContract:
         study: Study of that run.
         run_name: Name of that run.
         split: Content of `folds.json`: the participants of every part.
+        training_images: Content hashes of the images that the weights, or their choice, have seen.
         key: The run's part of the predictions table's key: protocol, repeat, fold, seed, arm, train_sites.
         format: Version of this record.
     """
@@ -51,6 +52,7 @@ class CheckpointContract:
     study: str
     run_name: str
     split: dict[str, Any]
+    training_images: list[str] = field(default_factory=list)
     key: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -21,6 +21,7 @@ from tracking.store import Store, StoreError, sqlite_path
 
 HOST = "127.0.0.1"
 READY_TIMEOUT = 120.0  # seconds; about 15 on two idle cores
+KILL_TIMEOUT = 2.0  # seconds that a killed process may need to be gone
 STOP_TIMEOUT = 10.0  # seconds until what does not stop by itself is killed
 LOG_TAIL = 15  # lines shown of a server that did not start
 _LIBC = ctypes.CDLL(None)  # loaded before any fork
@@ -123,12 +124,11 @@ class TrackingServer:
             return
         try:
             _signal_group(process.pid, signal.SIGTERM)
-            deadline = time.monotonic() + STOP_TIMEOUT
-            while time.monotonic() < deadline and _group_is_alive(process):
-                time.sleep(0.05)
+            _wait_for_group(process, STOP_TIMEOUT)
         finally:  # also after a second Ctrl-C
             _signal_group(process.pid, signal.SIGKILL)
             process.wait()
+            _wait_for_group(process, KILL_TIMEOUT)  # the system takes a moment to end what it was told to kill
 
     @property
     def _authority(self) -> str:
@@ -207,6 +207,13 @@ def _die_with_parent() -> None:
 def _signal_group(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError):  # all of it is gone
         os.killpg(group, number)
+
+
+def _wait_for_group(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until no process of the group is left, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and _group_is_alive(process):
+        time.sleep(0.05)
 
 
 def _group_is_alive(process: subprocess.Popen[bytes]) -> bool:

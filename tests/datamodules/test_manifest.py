@@ -32,7 +32,7 @@ def test_a_manifest_knows_every_file(table):
     assert (facts.shape, facts.spacing, facts.orientation, facts.dtype) == (
         (18, 16, 17),
         (4.0, 4.0, 4.0),
-        "PIR",
+        "PSR",
         "int16",
     )
     assert manifest.problems == ()
@@ -55,7 +55,7 @@ def test_writing_again_changes_no_byte(table):
         (lambda table: manifest_path(table).write_text("{"), "cannot be used"),
         (lambda table: manifest_path(table).write_text("[]"), "cannot be used"),
         (lambda table: manifest_path(table).write_text('{"format": 1}'), "cannot be used"),
-        (lambda table: edit(manifest_path(table), '"PIR"', '"RAS"'), "digest"),
+        (lambda table: edit(manifest_path(table), '"PSR"', '"RAS"'), "digest"),
         (lambda table: edit(table, "north", "north-east"), "was changed after it was verified"),
         (lambda table: schema_path(table).write_text(changed_schema(table)), "schema of"),
         (lambda table: (table.parent / "images/sub-03_T1w.nii.gz").unlink(), "sub-03_T1w.nii.gz is gone"),

@@ -31,6 +31,8 @@ def test_every_configuration_trains_and_predicts_finite_numbers(config, tiny_coh
         .run_id
     )
     assert f"fontanel test {run_id}" in capsys.readouterr().out
+    assert main(["report", run_id, "--output-dir", str(tmp_path)]) == 1
+    assert f"fontanel test {run_id}" in capsys.readouterr().err
     assert main(["validate", run_id, "--output-dir", str(tmp_path)]) == 0
     frame = read_predictions(open_store(tmp_path).folder(run_id) / "predictions.parquet")
     assert frame["prediction"].notna().all()

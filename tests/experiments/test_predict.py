@@ -1,15 +1,21 @@
 """New images and reports, from a finished run."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 
 from evaluation.predictions import read_predictions
 from experiments.cli import main
+from tracking.checkpoints import read_contract
+
+CONFIG = "tests/conf/brain_age_regression.yaml"
 
 
 def test_the_report_of_a_run_is_written_again(fitted, tmp_path, capsys):
     output, run_id = fitted
+    assert main(["test", run_id, "--output-dir", str(output)]) == 0
+    capsys.readouterr()
     page = tmp_path / "page.html"
     assert main(["report", run_id, "--output", str(page), "--output-dir", str(output)]) == 0
     assert capsys.readouterr().out.strip() == str(page)
@@ -25,7 +31,7 @@ def test_a_table_of_other_software_is_reported(tmp_path, capsys):
 
 def test_images_without_labels_are_predicted_from_a_run_and_from_a_checkpoint(fitted, tiny_cohort, tmp_path):
     output, run_id = fitted
-    images = [str(tiny_cohort.parent / "images" / f"sub-{index:02d}_T1w.nii.gz") for index in (0, 1, 2)]
+    images = [str(tiny_cohort.parent / "images" / f"sub-{index:02d}_T1w.nii.gz") for index in (2, 5, 8)]
     by_run, by_file = tmp_path / "run", tmp_path / "file"
     assert main(["predict", run_id, *images, "--output", str(by_run), "--output-dir", str(output)]) == 0
     checkpoint = output / "runs" / run_id / "checkpoints" / "best.ckpt"
@@ -65,3 +71,22 @@ def test_a_bad_image_is_refused_before_any_prediction(fitted, tmp_path, capsys):
     assert main(["predict", run_id, str(broken), "--output", str(tmp_path / "out"), "--output-dir", str(output)]) == 1
     assert "broken.nii.gz" in capsys.readouterr().err
     assert not (tmp_path / "out" / "predictions.parquet").exists()
+
+
+def test_a_second_cohort_stands_beside_the_first_without_scans_of_the_training(tiny_cohort, tmp_path):
+    where = ["--output-dir", str(tmp_path / "outputs")]
+    assert main(["fit", "--config", CONFIG, "--data.table", str(tiny_cohort), *where]) == 0
+    shutil.copytree(tiny_cohort.parent, tmp_path / "second")
+    table = (tmp_path / "second" / "tiny.tsv").rename(tmp_path / "second" / "second.tsv")
+    assert main(["verify", str(table)]) == 0
+    words = ["test", "scratch-holdout-0-r0-s3", *where]
+    assert main(words) == 0
+    assert main([*words, "--data.table", str(table)]) == 0
+    (folder,) = (tmp_path / "outputs" / "runs").iterdir()
+    frame = read_predictions(folder / "predictions.parquet")
+    external = frame[frame["split"] == "external"].groupby("dataset")["participant_id"].unique().map(set)
+    assert set(external.index) == {"second", "tiny"}
+    parts = read_contract(folder).split["parts"]
+    chosen = {key.partition("/")[2] for part in ("train", "val") for keys in parts[part].values() for key in keys}
+    assert len(external["second"]) == 30 - len(chosen)
+    assert not external["second"] & chosen, "a scan of the training is known again under another name"

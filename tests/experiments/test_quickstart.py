@@ -13,7 +13,7 @@ from tracking.store import Store
 @pytest.mark.timeout(900)
 def test_quickstart_beats_predict_the_mean_and_names_the_next_commands(tmp_path):
     command = [sys.executable, "-m", "experiments.cli", "quickstart", "--output-dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fontanel ui" in done.stdout
     assert "held-out site" in done.stdout
