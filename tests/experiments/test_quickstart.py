@@ -29,5 +29,5 @@ def test_quickstart_beats_predict_the_mean_and_names_the_next_commands(tmp_path)
     assert gain.low > 0
     assert run.data.metrics["test/mae_gain_low"] == pytest.approx(gain.low)
     report = (store.folder(run.info.run_id) / "report.html").read_text(encoding="utf-8")
-    assert "Phantom data" in report
+    assert "phantom data: a software check, not evidence" in report
     assert str(store.folder(run.info.run_id) / "report.html") in done.stdout

@@ -72,7 +72,8 @@ def test_geometry_is_computed_once_and_kept(label_folder, monkeypatch):
     assert (first.origin, first.step) == (again.origin, again.step)
 
 
-def test_a_damaged_entry_is_computed_again(label_folder):
+def test_a_damaged_entry_is_computed_again(label_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("FONTANEL_CACHE", str(tmp_path))
     first = anatomy._load.__wrapped__("head_a", label_folder, BLUR)
     (entry,) = (anatomy.cache_folder() / "phantoms").glob("*.npz")
     content = bytearray(entry.read_bytes())
