@@ -19,7 +19,6 @@ A batch is a dict, in two and three dimensions alike:
 ==================  ==============================================================================================
 """
 
-import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from datamodules.augmentation import Augmentation, sample_key
 from datamodules.cache import ImageFiles, VolumeCache
 from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort
 from datamodules.dataset import CohortDataset, KeySampler, Sample, collate
+from datamodules.facts import count_samples, describe_cohorts
 from datamodules.preprocessing import Preprocessing, read_volume, to_native
 from datamodules.splits import Split, holdout_split
 from datamodules.verify import check_manifest
@@ -364,49 +364,6 @@ class BaseDataModule(LightningDataModule):
         """Describe the cohort for the run: hashes, and counts per split and site, never an identifier."""
         if self.split is None:
             raise CohortError("The splits are assigned in setup(); call it before cohort_facts().")
-        rows = pd.DataFrame(
-            [
-                {"split": s.split, "site": s.site, "key": participant_key(s.dataset, s.participant_id), **s.targets}
-                for s in self.samples
-            ]
-        )
-        return {
-            "tables": [
-                {
-                    "name": cohort.table.name,
-                    "dataset": " and ".join(sorted(cohort.frame["dataset"].unique())),
-                    "sha256": hashlib.sha256(cohort.table.read_bytes()).hexdigest(),
-                }
-                for cohort in self.cohorts
-            ],
-            "verified": self.verified,
-            "phantom": any(cohort.schema.of_role("truth") for cohort in self.cohorts),
-            "split": {"protocol": self.split.protocol, "seed": self.split.seed, "hash": self.split.hash},
-            "counts": [
-                self._count(str(split), str(site), part)
-                for (split, site), part in rows.groupby(["split", "site"], sort=True)
-            ],
-        }
-
-    def _count(self, split: str, site: str, part: pd.DataFrame) -> dict[str, Any]:
-        summary = {
-            name: {
-                "known": int(part[name].notna().sum()),
-                "mean": _number(part[name].mean()),
-                "sd": _number(part[name].std()),
-                "min": _number(part[name].min()),
-                "max": _number(part[name].max()),
-            }
-            for name in self.targets
-        }
-        return {
-            "split": split,
-            "site": site,
-            "participants": int(part["key"].nunique()),
-            "images": len(part),
-            "targets": summary,
-        }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+        facts = {"verified": self.verified, **describe_cohorts(self.cohorts)}
+        split = {"protocol": self.split.protocol, "seed": self.split.seed, "hash": self.split.hash}
+        return {**facts, "split": split, "counts": count_samples(self.samples, self.targets)}
