@@ -7,7 +7,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 
-PLAIN_INTERVAL = 60.0  # seconds
+from tracking.progress import PLAIN_INTERVAL
 
 
 class PlainProgressBar(ProgressBar):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+import yaml
 
 from evaluation.predictions import read_predictions
 from evaluation.report import ReportContext, render_report
@@ -24,8 +25,6 @@ def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
         run_id: MLflow's id.
         path: File to write.
     """
-    from experiments.runtime import published_values
-
     run = store.client.get_run(run_id)
     study = store.client.get_experiment(run.info.experiment_id).name
     cohort = json.loads(store.download(run_id, "cohort.json").read_text(encoding="utf-8"))
@@ -80,3 +79,13 @@ def history(store: "Store", run_id: str) -> pd.DataFrame:
         for point in store.client.get_metric_history(run_id, key)
     ]
     return pd.DataFrame(points, columns=["key", "step", "value"])
+
+
+def published_values(study: str) -> list[dict[str, Any]]:
+    """Return the published figures of a study (its `published.yaml`), [] where there are none."""
+    folder, _, name = study.partition("/")
+    path = Path(__file__).parent / folder / "published.yaml"
+    if not name or not path.is_file():
+        return []
+    values: dict[str, list[dict[str, Any]]] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return values.get(name.removeprefix("phantom_"), [])

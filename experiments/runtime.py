@@ -150,13 +150,3 @@ def study_name(config_files: Sequence[str]) -> str:
         return "unnamed"
     path = Path(config_files[-1]).resolve()
     return f"{path.parent.name}/{path.stem}"
-
-
-def published_values(study: str) -> list[dict[str, Any]]:
-    """Return the published figures of a study (its `published.yaml`), [] where there are none."""
-    folder, _, name = study.partition("/")
-    path = Path(__file__).parent / folder / "published.yaml"
-    if not name or not path.is_file():
-        return []
-    values: dict[str, list[dict[str, Any]]] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return values.get(name.removeprefix("phantom_"), [])
