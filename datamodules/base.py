@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 from datamodules.augmentation import Augmentation, sample_key
 from datamodules.cache import ImageFiles, VolumeCache
 from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort
-from datamodules.dataset import CohortDataset, KeySampler, Sample, collate
+from datamodules.dataset import CohortDataset, CohortLoader, KeySampler, Sample, collate
 from datamodules.facts import count_samples, describe_cohorts
 from datamodules.preprocessing import Preprocessing, read_volume, to_native
 from datamodules.splits import Split, holdout_split
@@ -272,9 +272,15 @@ class BaseDataModule(LightningDataModule):
         return [sample for sample in self.samples if sample.split in names]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return the loader of the training part, shuffled by (seed, epoch)."""
+        """Return the loader of the training part, shuffled by (seed, epoch); a resumed one begins where it stopped."""
         samples = self.part("train")
-        return self._loader(samples, shuffle=True, weights=self.sampling_weights(samples))
+        loader = self._loader(samples, shuffle=True, weights=self.sampling_weights(samples))
+        if self.trainer is not None:
+            loop = self.trainer.fit_loop
+            num_batches = loop.epoch_loop.batch_progress.current.completed if loop.restarting else 0
+            epoch: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+            loader.keys.resume(epoch, num_batches * (loader.batch_size or 1))
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the validation part."""
@@ -290,7 +296,7 @@ class BaseDataModule(LightningDataModule):
 
     def _loader(
         self, samples: list[Sample], *, shuffle: bool = False, weights: Sequence[float] | None = None
-    ) -> DataLoader[Any]:
+    ) -> CohortLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world_size:
             raise CohortError(
@@ -305,7 +311,7 @@ class BaseDataModule(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
-        return DataLoader(
+        return CohortLoader(
             CohortDataset(samples, self.cache),
             sampler=sampler,
             batch_size=self.batch_size // world_size,

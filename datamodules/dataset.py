@@ -3,13 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datamodules.cache import ImageFiles, VolumeCache
+from datamodules.problems import CohortError
 
 
 class SampleKey(NamedTuple):
@@ -121,6 +123,17 @@ class KeySampler(Sampler[SampleKey]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._resumed = (0, 0)
+
+    def resume(self, epoch: int, num_seen: int) -> None:
+        """Begin in the middle: the iteration of this epoch leaves out the first samples of this rank.
+
+        Args:
+            epoch: The epoch.
+            num_seen: How many of its samples this rank has had.
+        """
+        self.epoch = epoch
+        self._resumed = (epoch, num_seen)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration; Lightning calls this."""
@@ -139,6 +152,11 @@ class KeySampler(Sampler[SampleKey]):
         return [int(index) for index in order[:complete]]
 
     def __iter__(self) -> Iterator[SampleKey]:
+        epoch, num_seen = self._resumed
+        keys = self._keys()
+        return islice(keys, num_seen, None) if self.epoch == epoch else keys
+
+    def _keys(self) -> Iterator[SampleKey]:
         seen: Counter[int] = Counter()
         for position, index in enumerate(self.order(self.epoch)):
             if position % self.world_size == self.rank:
@@ -147,3 +165,33 @@ class KeySampler(Sampler[SampleKey]):
 
     def __len__(self) -> int:
         return len(range(self.rank, len(self.order(0)), self.world_size))
+
+
+class CohortLoader(DataLoader[dict[str, Any]]):
+    """A loader that continues in the middle of an epoch.
+
+    Where it continues is the training's to say (see `KeySampler.resume`), because batches that were fetched ahead have
+    not been trained on. What it keeps in a checkpoint is what must not have changed.
+    """
+
+    @property
+    def keys(self) -> KeySampler:
+        """The sampler."""
+        assert isinstance(self.sampler, KeySampler)
+        return self.sampler
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what the order depends on."""
+        return {"num_samples": self.keys.num_samples, "batch_size": self.keys.batch_size, "seed": self.keys.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Refuse to continue what was begun with others.
+
+        Raises:
+            CohortError: If the samples, their batches or the seed are others.
+        """
+        if (own := self.state_dict()) != state:
+            changes = ", ".join(
+                f"{name} {state.get(name)} then, {own[name]} now" for name in own if own[name] != state.get(name)
+            )
+            raise CohortError(f"The training cannot be resumed: its data has changed ({changes}). Start a new run.")

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -17,7 +18,9 @@ VERBS = {
     "predict": "Predict new images, with or without labels, from a run or a checkpoint.",
     "evaluate": "Compute metrics with intervals from a predictions table of any software.",
     "report": "Write report.html for a run or a predictions table.",
+    "sync": "Deliver to the store what runs have left on this machine while it was away.",
     "ui": "Open the MLflow UI on the store.",
+    "doctor": "Check store, cache, memory, devices and numerics; settle runs that a crash left behind.",
 }
 PACKAGES = ("datamodules", "evaluation", "experiments", "lightning_modules", "tracking")
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -94,7 +97,7 @@ def run_verb(name: str, words: Sequence[str], *, debug: bool) -> int:
     try:
         if passes_on:
             own, rest = separate(parser, words)
-            arguments = parser.parse_args(own, argparse.Namespace(rest=rest))
+            arguments = parser.parse_args(own, argparse.Namespace(rest=rest, words=list(words)))
         else:
             arguments = parser.parse_args(words)
         return verb.run(arguments)
@@ -108,7 +111,7 @@ def run_verb(name: str, words: Sequence[str], *, debug: bool) -> int:
     except Exception as error:
         if debug:
             raise
-        return complain(describe(error), FAILED)
+        return complain(describe(error), getattr(error, "exit_code", FAILED))
 
 
 def separate(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -137,7 +140,8 @@ def describe(error: Exception) -> str:
 
 def complain(message: str, code: int) -> int:
     """Print an error to standard error and return the exit code."""
-    sys.stderr.write(f"fontanel: error: {message}\n")
+    rank = os.environ.get("RANK", "0")  # of several processes of one training, each speaks for itself
+    sys.stderr.write(f"fontanel{'' if rank == '0' else f' (process {rank})'}: error: {message}\n")
     return code
 
 

@@ -5,9 +5,19 @@ import time
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ProgressBar, RichProgressBar
 
 from tracking.progress import PLAIN_INTERVAL
+
+
+class LiveProgressBar(RichProgressBar):
+    """Show the loss of the last step, too."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """Return what stands beside the bar."""
+        return {**super().get_metrics(trainer, pl_module), **_latest(pl_module)}
 
 
 class PlainProgressBar(ProgressBar):
@@ -34,13 +44,18 @@ class PlainProgressBar(ProgressBar):
             return
         self._last = now
         left = (now - self._start) / done * max(total - done, 0)
-        self._say(f"Epoch {done}/{total}: {self._metrics(trainer)}; about {left / 60:.1f} min left")
+        self._say(f"Epoch {done}/{total}: {self._metrics(trainer, pl_module)}; about {left / 60:.1f} min left")
 
-    def _metrics(self, trainer: Trainer) -> str:
-        values: dict[str, Any] = trainer.callback_metrics
+    def _metrics(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        values: dict[str, Any] = {**trainer.callback_metrics, **_latest(pl_module)}
         return ", ".join(f"{name} {float(value):.4g}" for name, value in sorted(values.items()))
 
     def _say(self, text: str) -> None:
         if not getattr(self, "_disabled", False):
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+
+def _latest(pl_module: LightningModule) -> dict[str, float]:
+    """Return what the module recorded in training last."""
+    return {name: float(value) for name, value in getattr(pl_module, "latest", {}).items()}

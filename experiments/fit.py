@@ -3,19 +3,19 @@
 Examples:
   fontanel fit --config experiments/age2hie/phantom_pretrain.yaml
   fontanel fit --config experiments/age2hie/pretrain.yaml --data.table my.tsv --trainer.max_epochs 50
+  fontanel fit --resume RUN                                   go on where a run was stopped, as if it never had been
+  fontanel fit --resume RUN --trainer.max_epochs 100          train longer
 
 Every key of the file is an argument too (--model.network.width 16). 'fontanel fit --help-all' lists them all, and
 'fontanel fit --model.help lightning_modules.RegressionModule' those of one class. A configuration names classes that
 are imported: treat a file from elsewhere as you would treat code.
+
+Ctrl-C, SIGTERM and SIGUSR1 stop at the next batch, after a checkpoint; a second Ctrl-C quits at once.
 """
 
 import argparse
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from experiments.runtime import FontanelCLI
-    from tracking.store import Store
-
+STEP_TIMEOUT = 600.0  # seconds; a batch of large volumes on a CPU takes tens of them
 PASSES_ON = True  # words this parser does not know belong to the configuration
 
 
@@ -30,46 +30,56 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arm", default="scratch", metavar="NAME", help="which arm of the study this is (default: scratch)"
     )
+    parser.add_argument(
+        "--resume", metavar="RUN", help="continue a run that was stopped or died: run id, run name, or run folder"
+    )
+    parser.add_argument(
+        "--step-timeout",
+        type=float,
+        default=STEP_TIMEOUT,
+        metavar="SECONDS",
+        help=f"with several processes: end all when none finishes a batch for so long (default: {STEP_TIMEOUT:.0f})",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_store_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, keep the best checkpoint, export the weights, and name the next command."""
+    """Train or resume, keep the best checkpoint, export the weights, and name the next command."""
     from experiments.cli import WRONG_USAGE, complain
     from experiments.options import configuration_words, open_store
+    from experiments.ranks import num_processes, run_ranks
     from experiments.runtime import FontanelCLI, study_name
+    from experiments.training import ResumePoint, Training
 
     words = configuration_words(arguments)
-    if not words:
+    if arguments.resume is not None and arguments.config:
+        return complain("--resume takes the configuration of the run; leave --config out.", WRONG_USAGE)
+    if not words and arguments.resume is None:
         example = "--config experiments/age2hie/phantom_pretrain.yaml"
         return complain(f"name a configuration, such as {example}.", WRONG_USAGE)
-    cli = FontanelCLI(words)
+    if arguments.resume is None:
+        point, cli = None, FontanelCLI(words)
+    else:
+        point = ResumePoint.of(arguments.resume, open_store(arguments))
+        cli = point.rebuild(words)
     if arguments.print_config:
         print(cli.resolved(), end="")
         return 0
     cli.datamodule.assign_splits()  # a cohort that is refused leaves no trace in the store
-    study = arguments.study or study_name(arguments.config)
-    run_id = train(cli, study=study, arm=arguments.arm, store=open_store(arguments))
-    print(f"Run {run_id} of {study}. Next:\n  fontanel test {run_id}\n  fontanel ui")
+    store = open_store(arguments)
+    if (num := num_processes(cli)) > 1:
+        cli.datamodule.prepare_data()  # here, where no other process waits for it
+        return run_ranks(arguments.words, num, store, arguments.step_timeout)
+    if point is None:
+        study = arguments.study or study_name(arguments.config)
+        training = Training.start(cli, study=study, arm=arguments.arm, store=store)
+    elif point.is_over(words):
+        print(f"Run {point.contract.run_id} is finished. To train on: --trainer.max_epochs with a larger number.")
+        return 0
+    else:
+        training = Training.resume(cli, point, store)
+    training.run()
+    if run_id := training.run_id:
+        print(f"Run {run_id} of {training.contract.study}. Next:\n  fontanel test {run_id}\n  fontanel ui")
     return 0
-
-
-def train(cli: "FontanelCLI", *, study: str, arm: str, store: "Store") -> str:
-    """Train the configured model in a run of its own and return its id.
-
-    Args:
-        cli: The configuration; its cohort is read and checked before a run exists.
-        study: MLflow experiment.
-        arm: Arm of the study.
-        store: Where the run is kept.
-    """
-    from experiments.session import Session
-
-    cli.datamodule.assign_splits()
-    session = Session.start(cli, study=study, arm=arm, store=store)
-    trainer = cli.make_trainer(session.logger, session.training_callbacks(cli.model))
-    with session.closing():
-        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config["ckpt_path"], weights_only=True)
-        session.export(cli)
-    return session.run_id

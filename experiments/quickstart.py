@@ -31,17 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the whole road once and print what came out and what to type next."""
-    from experiments import fit, scoring
+    from experiments import scoring
     from experiments.options import open_store
     from experiments.runtime import FontanelCLI
+    from experiments.training import Training
     from tracking.store import output_folder
 
     folder = output_folder(arguments.output_dir)
     table = make_cohort(folder / "cohorts" / f"brain-age-n{arguments.num_participants}-s{arguments.seed}", arguments)
     cli = FontanelCLI(configuration_words(table, arguments))
     store = open_store(arguments)
-    run_id = fit.train(cli, study=STUDY, arm="scratch", store=store)
-    session = scoring.score(run_id, [], "test", store)
+    cli.datamodule.assign_splits()
+    training = Training.start(cli, study=STUDY, arm="scratch", store=store)
+    training.run()
+    session = scoring.score(training.run_id, [], "test", store)
     print_results(session)
     print("\nNext, open the report and compare runs in the MLflow UI:")
     print(f"  xdg-open {session.folder / 'report.html'}")
@@ -71,7 +74,7 @@ def configuration_words(table: Path, arguments: argparse.Namespace) -> list[str]
     """Return the words for the study's configuration."""
     config = Path(__file__).parent / "age2hie" / "phantom_pretrain.yaml"
     words = ["--config", str(config), "--data.table", str(table), "--seed_everything", str(arguments.seed)]
-    words += ["--data.split_seed", str(arguments.seed)]
+    words += ["--data.split_seed", str(arguments.seed), "--trainer.devices", "1"]
     if arguments.max_epochs is not None:
         words += ["--trainer.max_epochs", str(arguments.max_epochs)]
     return words

@@ -9,16 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from datamodules.base import BaseDataModule
-from experiments.epochs import PlainProgressBar
+from experiments.epochs import LiveProgressBar, PlainProgressBar
 from lightning_modules.base import BaseModule
-from tracking.checkpoints import AtomicCheckpointIO, CheckpointContract, read_contract
-from tracking.store import Store
+from tracking.checkpoints import AtomicCheckpointIO
+from tracking.contract import BEST, CHECKPOINTS, CheckpointContract, read_contract
+from tracking.shipping import find_folder
+from tracking.store import Store, StoreError
 
 # Lightning advertises and repeats the obvious on every start. Its warnings stay, but for those about torch's internals,
 # the checkpoint keeper that an evaluation does not need, loader processes, which we do without, and few steps an epoch.
@@ -29,8 +32,8 @@ warnings.filterwarnings("ignore", message=r".*does not have many workers", modul
 warnings.filterwarnings("ignore", message=r"The number of training batches", module=r"pytorch_lightning\..*")
 warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`", module=r"pytorch_lightning\..*")
 
-TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "use_distributed_sampler": False}
-BEST_CHECKPOINT = "checkpoints/best.ckpt"
+TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 1}
+BEST_CHECKPOINT = f"{CHECKPOINTS}/{BEST}"
 
 
 class ConfigurationError(ValueError):
@@ -63,11 +66,22 @@ class FontanelCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a fit file holds besides Lightning's own sections."""
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start from.")
+        parser.add_argument(
+            "--num_threads",
+            type=int | None,
+            default=None,
+            help="Threads of each process on the CPU (default: torch's choice); a resumed run keeps them.",
+        )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's signature
         """Parse the given words; the words of the process are the front door's."""
         self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        """Set the number of threads."""
+        if self.config["num_threads"] is not None:
+            torch.set_num_threads(self.config["num_threads"])
 
     def instantiate_classes(self) -> None:
         """Make model and datamodule; the trainer waits for the run it logs to."""
@@ -77,14 +91,13 @@ class FontanelCLI(LightningCLI):
 
     def make_trainer(self, logger: Any, callbacks: Iterable[Callback] = ()) -> Trainer:  # noqa: ANN401
         """Return the configured trainer with our logger, checkpoint format and progress."""
-        own = [*callbacks, RichProgressBar() if sys.stderr.isatty() else PlainProgressBar()]
         config = self._get(self.config_init, "trainer")
-        checkpointing = any(hasattr(callback, "best_model_path") for callback in own)
+        chosen = config.get("callbacks") or []
         trainer: Trainer = self.instantiate_trainer(
             logger=logger,
-            callbacks=[*(config.get("callbacks") or []), *own],
+            callbacks=[*chosen, *callbacks, LiveProgressBar() if sys.stderr.isatty() else PlainProgressBar()],
             plugins=[*(config.get("plugins") or []), AtomicCheckpointIO()],
-            enable_checkpointing=checkpointing,
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
             enable_model_summary=False,
         )
         return trainer
@@ -106,11 +119,11 @@ def locate_checkpoint(reference: str, store: Store) -> Path:
     """Return the checkpoint that a run (id, name, folder) or a file name stands for."""
     if Path(reference).is_file():
         return Path(reference)
-    run = store.find_run(reference)
-    local = store.folder(run.run_id) / BEST_CHECKPOINT
-    if local.is_file():
-        return local
-    return store.download(run.run_id, BEST_CHECKPOINT)
+    try:
+        local = find_folder(store, reference) / BEST_CHECKPOINT
+    except StoreError:
+        return store.download(store.find_run(reference).run_id, BEST_CHECKPOINT)
+    return local if local.is_file() else store.download(store.find_run(reference).run_id, BEST_CHECKPOINT)
 
 
 def restore(

@@ -62,7 +62,6 @@ def score(reference: str, words: list[str], stage: Stage, store: "Store") -> "Se
         run_stage = trainer.validate if stage == "validate" else trainer.test
         run_stage(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
         session = Session.reopen(contract, store)
-        with session.closing():
-            session.keep_predictions(cli.model.take_predictions(), int(load_checkpoint(checkpoint)["global_step"]))
-            session.write_report()
+        session.keep_predictions(cli.model.take_predictions(), int(load_checkpoint(checkpoint)["global_step"]))
+        session.write_report()
     return session

@@ -25,8 +25,10 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from evaluation.predictions import UNIT
 from lightning_modules.networks.encoder import Encoder, ModelError
@@ -88,6 +90,7 @@ class BaseModule(LightningModule, ABC):
         self.monitor_mode = monitor_mode
         self.decay_norm_and_bias = decay_norm_and_bias
         self.metrics: dict[str, Metrics] = {}
+        self.latest: dict[str, Tensor | float] = {}  # what training recorded last, for those who watch
         self.prediction_rows: list[dict[str, Any]] = []
         self._losses: list[tuple[float, int]] = []
 
@@ -136,10 +139,22 @@ class BaseModule(LightningModule, ABC):
             name: `stage/metric`, for example `val/mae`.
             value: Its value now; a tensor stays one.
         """
-        # Values at the end of an epoch come from gathered rows and agree between processes; a step's loss need not.
-        agrees = not name.startswith("train/")
-        shown = name in {"train/loss", self.monitor}
-        self.log(name, value, prog_bar=shown, sync_dist=agrees and self.trainer.world_size > 1)
+        self._send(name, value)
+        if name.startswith("train/"):
+            self.latest[name] = value  # five calls of `log` cost more than a whole step may
+            return
+        # Values at the end of an epoch come from gathered rows and agree between processes.
+        self.log(name, value, prog_bar=name == self.monitor, logger=False, sync_dist=self.trainer.world_size > 1)
+
+    def _send(self, name: str, value: Tensor | float) -> None:
+        """Hand a point to the loggers, in training at the steps that the trainer's interval leaves."""
+        if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        interval: int = getattr(self.trainer, "log_every_n_steps", 1)
+        if self.trainer.training and self.global_step % interval:
+            return
+        for logger in self.loggers:
+            logger.log_metrics({name: value}, step=self.global_step)  # type: ignore[dict-item]  # tensors wait
 
     def metric_name(self, stage: Stage, output: str, metric: str) -> str:
         """Return the name under which a metric of one output is recorded."""
@@ -184,8 +199,22 @@ class BaseModule(LightningModule, ABC):
         self._losses = []
 
     def on_validation_epoch_start(self) -> None:
-        """Start a validation."""
+        """Start a validation; processes may have different numbers of batches, so none waits for another in it."""
         self.start_evaluation()
+        self._share_buffers_once(True)
+
+    def on_validation_end(self) -> None:
+        """Let training share its buffers again."""
+        self._share_buffers_once(False)
+
+    def _share_buffers_once(self, validating: bool) -> None:
+        """Give every process the first one's running statistics now, instead of before every batch."""
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            if validating:
+                for buffer in self.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+            wrapped.require_forward_param_sync = not validating
 
     def on_test_epoch_start(self) -> None:
         """Start a test."""
@@ -253,6 +282,7 @@ class BaseModule(LightningModule, ABC):
             )
         total = sum(loss * number for loss, number in self._losses)
         self.record(f"{stage}/loss", total / num_labelled if num_labelled else float("nan"))
+        self._send("epoch", float(self.current_epoch))
         for output, metrics in self.metrics.items():
             rows = frame[(frame["output"] == output) & frame["target"].notna()]
             units = rows.groupby(list(UNIT))[["target", "prediction"]].mean()

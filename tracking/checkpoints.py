@@ -4,26 +4,25 @@ import hashlib
 import json
 import pickle
 import re
+import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
-from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from typing_extensions import override
 
-from tracking.files import file_hash, remove_leftovers, replace, sync, temporary_file, write_file
-from tracking.logger import RunLogger
-from tracking.redaction import redact, redact_yaml
+from tracking.files import file_hash, make_private_folder, remove_leftovers, replace, sync, temporary_file, write_file
+from tracking.redaction import redact
 
-FORMAT = 1
-CONTRACT = "fontanel"  # key of the contract in a checkpoint
-_PLACES = ("checkpoints/best.ckpt", "best.ckpt", "checkpoints/last.ckpt", "last.ckpt")
+FORMAT = 2  # of the record that a checkpoint carries, and of model.json
+SPARE = 1 << 20  # bytes that a checkpoint may be larger than its tensors
+_KEPT = "The checkpoint before it, if any, is kept."
 _RECORDED = re.compile(r"([0-9a-f]{64})  .+")
 _LOADABLE = (Tensor, str, bytes, bool, int, float, type(None), torch.dtype, torch.device)
 
@@ -32,65 +31,8 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be trusted, read or written; says which file and what to do."""
 
 
-@dataclass(frozen=True)
-class CheckpointContract:
-    """What a checkpoint says of itself: enough to rebuild model and data, and to know who was trained on.
-
-    Args:
-        config: The resolved configuration as YAML.
-        run_id: Run that wrote it.
-        study: Study of that run.
-        run_name: Name of that run.
-        split: Content of `folds.json`: the participants of every part.
-        training_images: Content hashes of the images that the weights, or their choice, have seen.
-        key: The run's part of the predictions table's key: protocol, repeat, fold, seed, arm, train_sites.
-        format: Version of this record.
-    """
-
-    config: str
-    run_id: str
-    study: str
-    run_name: str
-    split: dict[str, Any]
-    training_images: list[str] = field(default_factory=list)
-    key: dict[str, str] = field(default_factory=dict)
-    format: int = FORMAT
-
-    @property
-    def split_json(self) -> str:
-        """The split as the text of a `folds.json`."""
-        return json.dumps(self.split, indent=2) + "\n"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return JSON types without secrets, as they are stored."""
-        return {**asdict(self), "config": redact_yaml(self.config), "split": json.loads(self.split_json)}
-
-
-class RunRecorder(Callback):
-    """Put the contract in every checkpoint, and send the metrics on when an epoch has ended.
-
-    Args:
-        contract: What a checkpoint of this run says of itself.
-    """
-
-    def __init__(self, contract: CheckpointContract) -> None:
-        super().__init__()
-        self.contract = contract
-
-    @override
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the contract."""
-        checkpoint[CONTRACT] = self.contract.as_dict()
-
-    @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Flush the epoch before: Lightning logs an epoch's training metrics after its last hook."""
-        _flush(trainer)
-
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Flush, validation metrics included."""
-        _flush(trainer)
+class DiskError(CheckpointError):
+    """A disk that does not take a checkpoint; the one before it is kept."""
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -102,14 +44,17 @@ class AtomicCheckpointIO(CheckpointIO):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save a checkpoint.
+        """Save a checkpoint; where the disk refuses it, warn and go on with the previous one.
 
         Raises:
-            CheckpointError: If it could not be loaded again, or the disk refuses it; the previous one is kept.
+            CheckpointError: If it could not be loaded again.
         """
         if storage_options is not None:
             raise CheckpointError(f"{path}: checkpoints take no storage options.")
-        save_checkpoint(checkpoint, _local_path(path))
+        try:
+            save_checkpoint(checkpoint, local_path(path))
+        except DiskError as error:
+            warnings.warn(f"{error} Training goes on.", stacklevel=2)
 
     @override
     def load_checkpoint(
@@ -123,7 +68,7 @@ class AtomicCheckpointIO(CheckpointIO):
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint and its hash."""
-        target = _local_path(path)
+        target = local_path(path)
         target.unlink(missing_ok=True)
         _hash_path(target).unlink(missing_ok=True)
 
@@ -138,7 +83,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Raises:
         CheckpointError: If it is missing, damaged, a URL, or holds more than tensors and plain values.
     """
-    target = _local_path(path)
+    target = local_path(path)
     try:
         with target.open("rb") as file:
             _verify(file, target)
@@ -170,8 +115,10 @@ def save_checkpoint(checkpoint: Mapping[str, Any], target: Path) -> None:
         target: File to write.
 
     Raises:
-        CheckpointError: If it could not be loaded again, or the disk refuses it; the previous one is kept.
+        CheckpointError: If it could not be loaded again; the previous one is kept.
+        DiskError: If the disk refuses it, or would be full; the previous one is kept.
     """
+    _require_space(checkpoint, target)
     try:
         remove_leftovers(target)
         known = _known_hashes(target)
@@ -184,48 +131,9 @@ def save_checkpoint(checkpoint: Mapping[str, Any], target: Path) -> None:
             replace(temporary, target)
             _record_hashes(target, [digest])
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{target} could not be saved: {error}. The checkpoint before it, if any, is kept."
-        ) from error
+        raise DiskError(f"{target} could not be saved: {error}. {_KEPT}") from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise _unloadable(target, checkpoint, str(error)) from error
-
-
-def read_contract(path: str | Path) -> CheckpointContract:
-    """Read what a checkpoint says of itself.
-
-    Args:
-        path: A checkpoint, or the folder of a run, where the best one is taken.
-
-    Raises:
-        CheckpointError: If there is none, it cannot be trusted, or another program made it.
-    """
-    target = find_checkpoint(path)
-    record = load_checkpoint(target).get(CONTRACT)
-    if not isinstance(record, dict):
-        raise CheckpointError(
-            f"{target} does not say how it was made: it is not from a Fontanel run. Its weights can still be the "
-            "source of a transfer (model.transfer.source)."
-        )
-    if record.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{target} has format {record.get('format')}; this version reads format {FORMAT}. Update Fontanel."
-        )
-    try:
-        return CheckpointContract(**record)
-    except TypeError as error:
-        raise CheckpointError(f"{target} has an incomplete record of how it was made: {error}.") from error
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint itself, or the best (else the last) one of a run's folder."""
-    target = _local_path(path)
-    if not target.is_dir():
-        return target
-    for place in _PLACES:
-        if (target / place).is_file():
-            return target / place
-    raise CheckpointError(f"The folder {target} has no checkpoint: none of {', '.join(_PLACES)}.")
 
 
 def export_model(
@@ -259,13 +167,8 @@ def export_model(
     write_file(path_model_json, f"{text}\n".encode())
 
 
-def _flush(trainer: Trainer) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, RunLogger):
-            logger.flush()
-
-
-def _local_path(path: str | Path) -> Path:
+def local_path(path: str | Path) -> Path:
+    """Return a path as such; a URL is refused."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):  # a Path has already made one slash of "//"
         raise CheckpointError(f"{path} is a URL. Download the file, check where it is from, and give its path.")
     return Path(path).expanduser()
@@ -318,8 +221,26 @@ def _unloadable(target: Path, checkpoint: Mapping[str, Any], reason: str) -> Che
     places = ", ".join(f"{name} ({type(value).__name__})" for name, value in _foreign_values(checkpoint, ""))
     return CheckpointError(
         f"{target} was not saved, because it could never be loaded again: {places or 'it'} is neither tensor nor plain "
-        f"value ({reason}). Make it a string, number, list or dictionary. The checkpoint before it, if any, is kept."
+        f"value ({reason}). Make it a string, number, list or dictionary. {_KEPT}"
     )
+
+
+def _require_space(checkpoint: Mapping[str, Any], target: Path) -> None:
+    """Refuse to start what would fill the disk."""
+    needed = _num_bytes(checkpoint) + SPARE
+    free = shutil.disk_usage(make_private_folder(target.parent)).free
+    if free < needed:
+        raise DiskError(
+            f"{target} was not saved: it takes {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free. {_KEPT}"
+        )
+
+
+def _num_bytes(value: Any) -> int:  # noqa: ANN401 - any part of a checkpoint
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_num_bytes, value.values()))
+    return sum(map(_num_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _foreign_values(value: Any, name: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - any part of a checkpoint

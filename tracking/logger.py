@@ -1,44 +1,55 @@
-"""The Lightning logger of a run: points are kept as tensors and go to the store in batches."""
+"""The Lightning logger of a run: everything goes to the journal first, and to the store by another thread."""
 
-import sys
+import json
+import os
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import torch
 import yaml
+from filelock import FileLock
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 from typing_extensions import override
 
-from tracking.files import make_private_folder
+from tracking.files import make_private_folder, write_file
+from tracking.journal import (
+    Cursor,
+    Journal,
+    Record,
+    RunStart,
+    hold,
+    read_cursor,
+    read_records,
+    write_cursor,
+    write_start,
+)
 from tracking.params import flatten_params, valid_name
+from tracking.redaction import redact, redact_yaml
+from tracking.shipping import JOURNAL_TAG, Delivery, Shipper
 from tracking.store import Point, RunStatus, Store, StoreError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from pytorch_lightning.callbacks import ModelCheckpoint
 
-BUFFERED_POINTS = 5000  # points after which the buffer is flushed within an epoch, to keep memory flat
-_STATUS: dict[str, RunStatus] = {
-    "success": "FINISHED",
-    "finished": "FINISHED",
-    "failed": "FAILED",
-    "killed": "KILLED",
-    "interrupted": "KILLED",
-}
+RUN_FILE = "FONTANEL_RUN_FILE"  # environment variable: where a watching process wants to read the run's folder
+BUFFERED_POINTS = 5000  # points after which the buffer goes to the journal within an epoch, to keep memory flat
+PATIENCE = 10.0  # seconds that the end of a run waits for a store that makes no progress
 
 
 class RunLogger(Logger):
     """Write one run: metrics, parameters, artifacts and its status.
 
     The run is started (or resumed) on rank 0 when it is first needed; other ranks write nothing. Metrics are buffered
-    and leave for the store at the end of an epoch, when a checkpoint has been saved and at the end, each
-    (key, step) once. A store that does not answer stops nothing: the points wait for the next flush.
+    as tensors, written to the journal in the run's folder when an epoch ends or a checkpoint is saved, each
+    (key, step) once, and delivered to the store by another thread. A store that is slow, dies or never was there stops
+    nothing: one warning, and `fontanel sync` delivers the rest.
 
     Args:
         store: The store the run is in.
@@ -46,30 +57,46 @@ class RunLogger(Logger):
         name: Name of the run, `<arm>-<protocol>-<fold>-r<repeat>-s<seed>`.
         tags: Tags of the run: protocol, repeat, fold, train_sites, test_site, arm, seed.
         run_id: Run to resume instead of starting one.
+        offset: Where the journal stood when the checkpoint was saved that the run is resumed from; what it holds
+            beyond is dropped, unless the store has it already. All is kept by default.
     """
 
-    def __init__(self, store: Store, study: str, name: str, tags: Mapping[str, str], run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        study: str,
+        name: str,
+        tags: Mapping[str, str],
+        run_id: str | None = None,
+        offset: int | None = None,
+    ) -> None:
         super().__init__()
         self.store = store
         self.study = study
         self.run_name = name
         self.tags = dict(tags)
         self._resumed = run_id
+        self._offset = offset
         self._run_id: str | None = None
         self._buffer = PointBuffer()
-        self._failure: StoreError | None = None  # of the last flush
+        self._journal: Journal
+        self._shipper: Shipper
+        self._lock: FileLock
+        self._warned: set[str] = set()
 
     @property
     def run_id(self) -> str:
-        """Id of the run, "" on every rank but 0."""
+        """Id of the run and name of its folder, "" on every rank but 0; MLflow's id where the store was there."""
         if getattr(rank_zero_only, "rank", 0) != 0:
             return ""
         if self._run_id is None:
-            if self._resumed is None:
-                self._run_id = self.store.start_run(self.study, self.run_name, self.tags)
-            else:
-                self._run_id = self.store.resume_run(self._resumed).run_id
-        return self._run_id
+            self._open(self._resumed or self._start())
+        return str(self._run_id)
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        return self.store.folder(self.run_id)
 
     @property
     def experiment(self) -> "MlflowClient":
@@ -92,7 +119,7 @@ class RunLogger(Logger):
     @override
     def save_dir(self) -> str | None:
         """Folder of the run, None on every rank but 0."""
-        return str(make_private_folder(self.store.folder(self.run_id))) if self.run_id else None
+        return str(make_private_folder(self.folder)) if self.run_id else None
 
     @property
     @override
@@ -110,28 +137,24 @@ class RunLogger(Logger):
             step: Optimiser step, 0 by default.
         """
         self._buffer.add(metrics, step or 0)
-        if len(self._buffer) >= BUFFERED_POINTS and self._failure is None:
+        if len(self._buffer) >= BUFFERED_POINTS:
             self.flush()
 
     @rank_zero_only
     def flush(self) -> None:
-        """Send what was kept; what the store does not take is kept on, with one warning."""
+        """Write what was kept to the journal; what a full disk refuses is kept on."""
+        if self._run_id is None and not len(self._buffer):
+            return
         points = self._buffer.points()
-        try:
-            self.store.log_points(self.run_id, points)
-        except StoreError as error:
-            if self._failure is None:
-                warnings.warn(f"{error} Training goes on; its points are kept and tried again.", stacklevel=2)
-            self._failure = error
-        else:
-            self._buffer.sent(points)
-            self._failure = None
+        if self._write(points):
+            self._buffer.written(points)
+        self._tell()
 
     @override
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Write a nested configuration as parameters; what changed since the run was started becomes tags."""
-        self.store.log_params(self.run_id, flatten_params(params))
+        self._write([{"params": flatten_params(params)}])
 
     def log_config(self, config: str) -> None:
         """Write a configuration as the artifact `config.yaml` and as parameters.
@@ -144,66 +167,154 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file or folder to the artifacts, below `folder` where one is given."""
-        self.store.log_artifact(self.run_id, path, folder)
+        """Copy a file or folder of the run's folder to its artifacts.
+
+        Args:
+            path: Must stay as it is until it was delivered.
+            folder: Folder among the artifacts; the top by default.
+        """
+        self._write([{"artifact": str(path.relative_to(self.folder)), "folder": folder}])
 
     @rank_zero_only
     def log_text(self, name: str, text: str) -> None:
         """Write a text artifact; YAML is written without secrets."""
-        self.store.log_text(self.run_id, name, text)
+        path = self.folder / name
+        write_file(path, (redact_yaml(text) if path.suffix in {".yaml", ".yml"} else text).encode())
+        self.log_artifact(path)
 
     @rank_zero_only
     def log_json(self, name: str, payload: Mapping[str, Any]) -> None:
         """Write a JSON artifact without secrets."""
-        self.store.log_json(self.run_id, name, payload)
+        self.log_text(name, json.dumps(redact(payload), indent=2, allow_nan=False) + "\n")
 
-    @override
-    def after_save_checkpoint(self, checkpoint_callback: "ModelCheckpoint") -> None:
-        """Flush, so that the store is never behind a checkpoint."""
+    def checkpoint(self) -> int:
+        """Write what was kept to the disk, and return where the journal stands: a checkpoint remembers it."""
+        return self._checkpoint() if self.run_id else 0
+
+    def _checkpoint(self) -> int:
         self.flush()
+        try:
+            self._journal.sync()
+        except OSError as error:
+            self._warn_once(f"The journal of run {self.run_id} could not be written to the disk: {error}.")
+        return self._journal.size
+
+    @rank_zero_only
+    def release(self, offset: int | None = None) -> None:
+        """Allow delivery up to an offset: what a saved checkpoint covers is not measured again.
+
+        Args:
+            offset: What `checkpoint` returned; everything written so far by default.
+        """
+        self._shipper.release(self._checkpoint() if offset is None else offset)
 
     @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Flush and set the status of the run: FINISHED, FAILED, or KILLED after Ctrl-C.
-
-        Args:
-            status: What Lightning says ("success", "finished", "failed"), or "killed".
-
-        Raises:
-            StoreError: If a successful run's points could not be delivered.
-        """
-        if self._run_id is None and not len(self._buffer):
-            return  # nothing was ever written, as when the setup of the trainer failed
-        final: RunStatus = "KILLED" if status == "failed" and _interrupted() else _STATUS.get(status, "FAILED")
+        """Flush; Lightning ends several times what is one run to us, see `close`."""
         self.flush()
+
+    @rank_zero_only
+    def close(self, status: RunStatus) -> bool:
+        """Set the status of the run, deliver everything, and tell whether all of it arrived.
+
+        A store that does not answer is left behind after some seconds, with a warning.
+        """
+        self.flush()
+        self._write([{"status": status}])
+        self.release()
+        arrived = self._shipper.finish(PATIENCE)
+        self._tell()
+        if not arrived:
+            self._warn_once(
+                f"The store {self.store.shown_uri} does not have all of run {self.run_id} yet. It is kept in "
+                f"{self.folder}; deliver it with: fontanel sync {self.run_id}"
+            )
+        self._journal.close()
+        self._lock.release()
+        return arrived
+
+    def _start(self) -> str:
+        """Start the run in the store, or without it where its server is away, and return the id of the run."""
+        token = uuid4().hex
+        start = RunStart(self.study, self.run_name, {**self.tags, JOURNAL_TAG: token})
+        run_id = self._start_in_store(start)
+        folder = make_private_folder(self.store.folder(run_id or token))
+        write_start(folder, start)
+        write_cursor(folder, Cursor(run_id))
+        return run_id or token
+
+    def _start_in_store(self, start: RunStart) -> str | None:
+        if not self.store.answers():
+            self._warn_once(f"The store {self.store.shown_uri} does not answer. The run starts without it.")
+            return None
         try:
-            if self._failure is not None:
-                raise self._failure
-            self.store.set_status(self.run_id, final)
+            return self.store.start_run(start.study, start.name, start.tags)
         except StoreError as error:
-            if final == "FINISHED":
+            if error.permanent or not self.store.is_server:
                 raise
-            warnings.warn(str(error), stacklevel=2)  # what made the run fail must not be hidden by this
+            self._warn_once(f"{error} The run starts without it.")
+            return None
 
+    def _open(self, run_id: str) -> None:
+        """Take the run's lock, open its journal and start delivering it."""
+        folder = self.store.folder(run_id)
+        lock = hold(folder)
+        if lock is None:
+            raise StoreError(f"Another process works on run {run_id}. Wait for its end, or stop it first.")
+        self._lock = lock
+        self._journal = Journal(folder)
+        if self._offset is not None:
+            self._journal.cut(max(self._offset, read_cursor(folder).sending))
+        for record, _ in read_records(folder):
+            if isinstance(record, Point):
+                self._buffer.skip(record.key, record.step)
+        self._shipper = Shipper(Delivery(self.store, folder))
+        self._shipper.start()
+        self._run_id = run_id
+        if path := os.environ.get(RUN_FILE):
+            write_file(Path(path), str(folder).encode())
+        if self._resumed is not None:
+            self._write([{"status": "RUNNING"}])
+            self.release()
 
-def _interrupted() -> bool:
-    """Tell whether Ctrl-C is what is being handled, or what led to it: Lightning turns it into SystemExit."""
-    error = sys.exc_info()[1]
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
+    def _write(self, records: Sequence[Record]) -> bool:
+        self.run_id  # noqa: B018 - opens the journal
+        try:
+            self._journal.append(records)
+        except OSError as error:
+            self._warn_once(
+                f"The journal of run {self.run_id} cannot be written: {error}. Training goes on; free space."
+            )
+            return False
+        return True
+
+    def _tell(self) -> None:
+        """Say in this thread, once, what the store said to the other."""
+        if self._run_id is None:
+            return
+        if (failure := self._shipper.failure) is not None:
+            text = "Training goes on; what is missing there is kept here and tried again."
+            self._warn_once(f"{failure} {text}", key="failure")
+        for refusal in self._shipper.delivery.refused:
+            self._warn_once(f"{refusal} It stays in {self.folder}.")
+
+    def _warn_once(self, text: str, key: str | None = None) -> None:
+        if (key or text) not in self._warned:
+            self._warned.add(key or text)
+            warnings.warn(text, stacklevel=3)
 
 
 class PointBuffer:
-    """Points that wait to be sent, each (key, step) once however often it is added.
+    """Points that wait to be written, each (key, step) once however often it is added.
 
-    The first value of a (key, step) counts, before and after it was sent.
+    The first value of a (key, step) counts, before and after it was written.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[tuple[str, int], tuple[float | Tensor, float]] = {}
-        self._sent: dict[str, dict[int, int]] = {}  # per key, blocks of 1024 steps as bits: exact, and a few bytes
+        self._written: dict[str, dict[int, int]] = {}  # per key, blocks of 1024 steps as bits: exact, and a few bytes
+        self._names: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -212,8 +323,8 @@ class PointBuffer:
         """Add the metrics of one step."""
         now = time.time()
         for name, value in metrics.items():
-            key = valid_name(name)  # one name that MLflow refuses would keep back all points
-            if (key, step) in self._waiting or self._sent.get(key, {}).get(step >> 10, 0) >> (step & 1023) & 1:
+            key = self._names.get(name) or self._names.setdefault(name, valid_name(name))  # MLflow refuses some
+            if (key, step) in self._waiting or self._written.get(key, {}).get(step >> 10, 0) >> (step & 1023) & 1:
                 continue
             self._waiting[key, step] = (value.detach().clone() if isinstance(value, Tensor) else float(value), now)
 
@@ -231,9 +342,13 @@ class PointBuffer:
             for (key, step), (value, when) in self._waiting.items()
         ]
 
-    def sent(self, points: list[Point]) -> None:
-        """Forget points that have arrived, but not that they have."""
+    def written(self, points: list[Point]) -> None:
+        """Forget points that were written, but not that they were."""
         for point in points:
             del self._waiting[point.key, point.step]
-            blocks = self._sent.setdefault(point.key, {})
-            blocks[point.step >> 10] = blocks.get(point.step >> 10, 0) | 1 << (point.step & 1023)
+            self.skip(point.key, point.step)
+
+    def skip(self, key: str, step: int) -> None:
+        """Take a point as written already."""
+        blocks = self._written.setdefault(key, {})
+        blocks[step >> 10] = blocks.get(step >> 10, 0) | 1 << (step & 1023)

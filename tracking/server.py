@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import ctypes
 import http.client
 import ipaddress
 import os
@@ -16,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from tracking.files import make_private_folder
+from tracking.processes import dies_with_parent
 from tracking.redaction import redact_text
 from tracking.store import Store, StoreError, sqlite_path
 
@@ -24,8 +24,6 @@ READY_TIMEOUT = 120.0  # seconds; about 15 on two idle cores
 KILL_TIMEOUT = 2.0  # seconds that a killed process may need to be gone
 STOP_TIMEOUT = 10.0  # seconds until what does not stop by itself is killed
 LOG_TAIL = 15  # lines shown of a server that did not start
-_LIBC = ctypes.CDLL(None)  # loaded before any fork
-_PR_SET_PDEATHSIG = 1
 
 
 class TrackingServer:
@@ -103,7 +101,7 @@ class TrackingServer:
                     stderr=subprocess.STDOUT,
                     umask=0o077,
                     start_new_session=True,  # Ctrl-C in the terminal reaches us alone, and we stop the whole group
-                    preexec_fn=_die_with_parent,
+                    preexec_fn=dies_with_parent(signal.SIGTERM),
                 )
             self._wait_until_ready(time.monotonic() + timeout)
         except BaseException:
@@ -198,10 +196,6 @@ def _answers(host: str, port: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

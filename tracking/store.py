@@ -1,11 +1,14 @@
 """The MLflow store: where it is, how it is opened safely, and how its runs are started, resumed and found."""
 
+import http.client
 import json
 import logging
 import os
 import re
 import sqlite3
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from filelock import FileLock, Timeout
 
 from tracking.files import make_private_folder
+from tracking.filesystems import network_filesystem
 from tracking.redaction import redact, redact_text, redact_uri, redact_yaml
 
 if TYPE_CHECKING:
@@ -31,6 +35,9 @@ MAXIMUM_TAG = 8000  # characters that MLflow keeps of a tag
 MAXIMUM_KEY = 250  # characters of the name of a tag, parameter or metric
 CHANGED_PARAM = "changed_param."  # tag of a parameter that a resumed run has with another value
 _SERVERS = ("http://", "https://")
+PROBE_TIMEOUT = 3.0  # seconds in which a server must answer to be trusted with the start of a run
+# Error codes of MLflow by which a request is refused for what it is; every other failure may pass.
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 _DATABASES = ("postgresql", "mysql", "mssql")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _STUDY = re.compile(r"\w[\w. -]*(?:/\w[\w. -]*)*")
@@ -45,7 +52,16 @@ _MLFLOW_SETTINGS = {
 
 
 class StoreError(ValueError):
-    """A store or a run that cannot be used; says which one and what to do."""
+    """A store or a run that cannot be used; says which one and what to do.
+
+    Args:
+        message: What, where, and what to do.
+        permanent: Whether trying again is of no use; false for a server that does not answer now.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = True) -> None:
+        super().__init__(message)
+        self.permanent = permanent
 
 
 @dataclass(frozen=True)
@@ -154,7 +170,7 @@ class Store:
         self.output_folder = folder.absolute()
         for name, value in _MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
-        with _explained(f"open the store {redact_uri(self.uri)}"):
+        with _explained(f"open the store {self.shown_uri}"):
             self.client = self._open()
 
     def start_run(self, study: str, name: str, tags: Mapping[str, str], params: Mapping[str, str] | None = None) -> str:
@@ -168,20 +184,49 @@ class Store:
         """
         if not name.strip():
             raise StoreError(f"A run of study '{study}' needs a name, such as 'scratch-holdout-0-r0-s0'.")
-        with _explained(f"start run '{name}' in {redact_uri(self.uri)}"):
+        with _explained(f"start run '{name}' in {self.shown_uri}"):
             experiment = self._experiment_id(study)
             clean = {key: str(value)[:MAXIMUM_TAG] for key, value in redact({"study": study, **tags}).items()}
             run_id = str(self.client.create_run(experiment, tags=clean, run_name=name).info.run_id)
-        make_private_folder(self.folder(run_id))
         self.log_params(run_id, params or {})
         return run_id
 
-    def resume_run(self, run_id: str) -> RunInfo:
-        """Set a run that ended, or was killed, to RUNNING again."""
-        run = self.find_run(run_id)
-        self.set_status(run.run_id, "RUNNING")
-        make_private_folder(self.folder(run.run_id))
-        return run
+    @property
+    def shown_uri(self) -> str:
+        """The URI without user and password."""
+        return redact_uri(self.uri)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether the store is reached through a server, which may be away."""
+        return self.uri.startswith(_SERVERS)
+
+    def answers(self) -> bool:
+        """Tell whether the store can be reached now; a database file always can."""
+        if not self.is_server:
+            return True
+        try:
+            with urllib.request.urlopen(f"{self.uri}/health", timeout=PROBE_TIMEOUT) as response:
+                return bool(response.status == http.HTTPStatus.OK)
+        except urllib.error.HTTPError:
+            return True  # it answers, if only to ask for a password
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def find_tagged(self, study: str, tag: str, value: str) -> str | None:
+        """Return the id of the run of a study that has a tag with a value, None without one."""
+        with _explained(f"look for the run with {tag} {value}"):
+            experiment = self.client.get_experiment_by_name(study)
+            if experiment is None:
+                return None
+            runs = self.client.search_runs([experiment.experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
+            return str(runs[0].info.run_id) if runs else None
+
+    def running_runs(self) -> list[RunInfo]:
+        """Return every run that has not ended."""
+        with _explained("look for running runs"):
+            studies = {str(e.experiment_id): str(e.name) for e in self.client.search_experiments(max_results=50_000)}
+            return [_run_info(run, studies) for run in self._search("attributes.status = 'RUNNING'", studies)]
 
     def set_status(self, run_id: str, status: RunStatus) -> None:
         """Set the status of a run; every status but RUNNING also sets its end time."""
@@ -246,7 +291,7 @@ class Store:
         if runs:
             raise StoreError(f"'{text}' stands for {len(runs)} runs; give the id of one of them:\n{listed}")
         hint = f" Its newest runs are:\n{listed}" if listed else " It holds no runs yet."
-        raise StoreError(f"There is no run '{text}' in {redact_uri(self.uri)}.{hint}")
+        raise StoreError(f"There is no run '{text}' in {self.shown_uri}.{hint}")
 
     def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
         """Copy a file, or a folder with all it holds, to the artifacts of a run.
@@ -303,6 +348,7 @@ class Store:
         path = sqlite_path(self.uri)
         if path is None:
             return MlflowClient(self.uri)
+        _check_filesystem(path)
         make_private_folder(path.parent)
         try:
             with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, mode=0o600):
@@ -346,7 +392,7 @@ class Store:
 
     def _search(self, clause: str, studies: Mapping[str, str]) -> "list[Run]":
         order = ["attributes.start_time DESC"]
-        return list(self.client.search_runs(list(studies), clause, max_results=100, order_by=order)) if studies else []
+        return list(self.client.search_runs(list(studies), clause, max_results=1000, order_by=order)) if studies else []
 
     def _artifact_folder(self, run_id: str) -> Path | None:
         with _explained(f"find the artifacts of run {run_id}"):
@@ -356,6 +402,18 @@ class Store:
     def _protect_artifacts(self, run_id: str) -> None:
         if top := self._artifact_folder(run_id):
             _protect(top.parent)
+
+
+def _check_filesystem(path: Path) -> None:
+    """Refuse a database where several machines write to it through locks that do not hold."""
+    if kind := network_filesystem(path):
+        raise StoreError(
+            f"The store {path} would lie on a network filesystem: {path.parent} is on {kind}. The locks of sqlite are "
+            "not reliable there, and databases get corrupted. Only the database must be elsewhere; the output folder "
+            "may stay. Name a file on a local disk with --tracking-uri sqlite:////local/disk/mlflow.db, or move "
+            "everything with --output-dir. Or use a server: 'fontanel ui' on one machine and --tracking-uri "
+            "http://HOST:PORT on the others, or --tracking-uri postgresql://..."
+        )
 
 
 def _check_database_file(path: Path) -> None:
@@ -410,4 +468,6 @@ def _explained(action: str) -> Iterator[None]:
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         reason = redact_text(str(error)).strip().rstrip(".").splitlines()
         advice = " Update it with: mlflow db upgrade URI" if "out-of-date database schema" in str(error) else ""
-        raise StoreError(f"Could not {action}: {reason[0] if reason else type(error).__name__}.{advice}") from error
+        permanent = getattr(error, "error_code", None) in _REFUSALS
+        text = f"Could not {action}: {reason[0] if reason else type(error).__name__}.{advice}"
+        raise StoreError(text, permanent=permanent) from error

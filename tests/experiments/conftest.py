@@ -1,5 +1,10 @@
-"""A finished run that the tests of several verbs look at."""
+"""A finished run that the tests of several verbs look at, and a quick way to run commands as processes."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +12,7 @@ import pytest
 from experiments.cli import main
 from tracking.store import Store
 
+HARNESS = Path(__file__).parent.parent / "harness"
 CONFIG = Path(__file__).parent.parent / "conf" / "brain_age_regression.yaml"
 
 
@@ -18,3 +24,59 @@ def fitted(tiny_cohort, tmp_path_factory):
     assert main(words) == 0
     store = Store(f"sqlite:///{output / 'mlflow.db'}", output)
     return output, store.find_run("scratch-holdout-0-r0-s3").run_id
+
+
+class Commands:
+    """Runs `fontanel` commands in forks of a process that has imported everything."""
+
+    def __init__(self) -> None:
+        path = [str(HARNESS), os.environ.get("PYTHONPATH", "")]
+        self.process = subprocess.Popen(
+            [sys.executable, str(HARNESS / "zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+        )
+        assert self.process.stdout.readline() == "ready\n"
+
+    def start(self, words, log, env=None):
+        """Start a command and return its process id."""
+        return self._ask({"words": words, "env": env or {}, "log": str(log)})
+
+    def wait(self, pid):
+        """Return the exit code of a command, negative for a signal."""
+        return self._ask({"wait": pid})
+
+    def poll(self, pid):
+        """Return the exit code of a command, None while it runs."""
+        return self._ask({"poll": pid})
+
+    def run_all(self, words, world_size, log):
+        """Run a command in one process, or in several as a launcher would, and return their exit codes."""
+        if world_size == 1:
+            return [self.wait(self.start(words, log))]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size), "NODE_RANK": "0"}
+        ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+        pids = [self.start(words, log, env) for env in ranks]
+        return [self.wait(pid) for pid in pids]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+    def _ask(self, request):
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def commands():
+    commands = Commands()
+    yield commands
+    commands.close()

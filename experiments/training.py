@@ -1,0 +1,218 @@
+"""One training run: started or resumed, kept safe while it lasts, and closed with its true status."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from pytorch_lightning import Callback
+
+from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI, scratch_folder
+from experiments.session import PROTOCOL, training_sites
+from lightning_modules.randomness import StepRandomness
+from tracking.checkpoints import export_model, load_checkpoint
+from tracking.contract import CHECKPOINTS, CheckpointContract, newest_whole
+from tracking.environment import environment_facts
+from tracking.heartbeat import Heartbeat
+from tracking.interruption import Interrupted
+from tracking.journal import last_status
+from tracking.keeper import CheckpointKeeper
+from tracking.logger import RunLogger
+from tracking.shipping import find_folder
+from tracking.store import RunStatus, Store
+
+
+@dataclass
+class Training:
+    """A run that is being trained.
+
+    Args:
+        cli: Its configuration, model and datamodule.
+        logger: Logger of the run.
+        contract: What a checkpoint of this run says of itself.
+        checkpoint: Checkpoint that the training continues from.
+    """
+
+    cli: FontanelCLI
+    logger: RunLogger
+    contract: CheckpointContract
+    checkpoint: Path | None = None
+
+    @classmethod
+    def start(cls, cli: FontanelCLI, *, study: str, arm: str, store: Store) -> "Training":
+        """Create the run and record configuration, cohort, split and environment in it; the cohort has been read."""
+        data = cli.datamodule
+        facts = data.cohort_facts()
+        name = f"{arm}-{PROTOCOL}-0-r0-s{cli.seed}"
+        key = {
+            "protocol": PROTOCOL,
+            "repeat": "0",
+            "fold": "0",
+            "seed": str(cli.seed),
+            "arm": arm,
+            "train_sites": training_sites(facts),
+        }
+        tags = {**key, "test_site": "+".join(data.held_out_sites), "verified": str(facts["verified"]).lower()}
+        logger = RunLogger(store, study, name, tags)
+        seen = seen_images(cli)
+        contract = CheckpointContract(cli.resolved(), logger.run_id, study, name, data.split.as_dict(), seen, key)
+        training = cls(cli, logger, contract, cli.config["ckpt_path"] and Path(cli.config["ckpt_path"]))
+        training._record(facts)
+        return training
+
+    @classmethod
+    def resume(cls, cli: FontanelCLI, point: "ResumePoint", store: Store) -> "Training":
+        """Open a run again where it stopped."""
+        contract = point.contract
+        run_id, offset = contract.run_id, contract.journal
+        logger = RunLogger(store, contract.study, contract.run_name, {}, run_id=run_id, offset=offset)
+        training = cls(cli, logger, replace(contract, config=cli.resolved()), point.checkpoint)
+        training._record(cli.datamodule.cohort_facts())
+        return training
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self.contract.run_id
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.logger.folder
+
+    def run(self) -> None:
+        """Train, export the best weights, and close the run."""
+        trainer = self.cli.make_trainer(self.logger, self._callbacks())
+        with self._closing():
+            trainer.fit(
+                self.cli.model,
+                datamodule=self.cli.datamodule,
+                ckpt_path=self.checkpoint and str(self.checkpoint),
+                weights_only=True,
+            )
+            if trainer.is_global_zero:
+                self._export()
+
+    def _record(self, facts: dict[str, object]) -> None:
+        """Write what the run is made of; delivered at once, because no checkpoint brings it back."""
+        self.logger.log_config(self.contract.config)
+        self.logger.log_json("cohort.json", facts)
+        self.logger.log_json("folds.json", self.contract.split)
+        self.logger.log_json("environment.json", environment_facts())
+        self.logger.release()
+
+    def _callbacks(self) -> list[Callback]:
+        model = self.cli.model
+        folder = self.folder / CHECKPOINTS
+        keeper = CheckpointKeeper(folder, self.contract, self.logger, model.monitor, model.monitor_mode)
+        return [Heartbeat(), StepRandomness(self.cli.seed), keeper]
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Close the run as finished, as killed when it was asked to stop, or as failed when something is raised."""
+        status: RunStatus = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except (Interrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns one into the other
+                status = "KILLED"
+                raise error.__context__ from None
+            raise
+        finally:
+            self.logger.close(status)
+
+    def _export(self) -> None:
+        """Write the best weights and what a reader of them must know; keep both, and the checkpoint, in the store."""
+        best = self.folder / BEST_CHECKPOINT
+        data = self.cli.datamodule
+        description = {
+            "study": self.contract.study,
+            "run_id": self.run_id,
+            "model": self.cli.config["model"]["class_path"],
+            "input": data.data_contract(),
+            "outputs": {
+                name: {"unit": data.target_unit(name), **facts}
+                for name, facts in self.cli.model.describe_outputs().items()
+            },
+        }
+        folder = self.folder / "model"
+        weights = load_checkpoint(best)["state_dict"]
+        export_model(weights, folder / "weights.safetensors", folder / "model.json", description)
+        self.logger.log_artifact(folder, "model")
+        for path in (best, best.with_name(f"{best.name}.sha256")):
+            self.logger.log_artifact(path, CHECKPOINTS)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run is resumed.
+
+    Args:
+        folder: The run's folder.
+        checkpoint: Its newest whole checkpoint.
+        contract: What the checkpoint says of itself.
+    """
+
+    folder: Path
+    checkpoint: Path
+    contract: CheckpointContract
+
+    @classmethod
+    def of(cls, reference: str, store: Store) -> "ResumePoint":
+        """Find the newest whole checkpoint of a run; damaged ones are named and left out.
+
+        Args:
+            reference: Run id, run name, or run folder.
+            store: The store the run is in; it need not answer.
+        """
+        folder = find_folder(store, reference)
+        checkpoint, contract, problems = newest_whole(folder)
+        for problem in problems:
+            sys.stderr.write(f"Left out: {problem}\n")
+        return cls(folder, checkpoint, contract)
+
+    def rebuild(self, words: Sequence[str]) -> FontanelCLI:
+        """Rebuild model and datamodule as they were, with later words on top.
+
+        Raises:
+            ConfigurationError: If the training could not be the same one.
+        """
+        with scratch_folder() as scratch:
+            config = scratch / "config.yaml"
+            config.write_text(self.contract.config, encoding="utf-8")
+            cli = FontanelCLI(["--config", str(config), *words])
+        self._restore_threads(cli.config["num_threads"])
+        data = cli.datamodule
+        data.assign_splits()
+        if data.split.as_dict() != self.contract.split or seen_images(cli) != self.contract.training_images:
+            raise ConfigurationError(
+                f"Run {self.contract.run_id} cannot be resumed: its cohort, or the split of it, is not what it was "
+                "trained on. Bring the table and its images back as they were, or start a new run."
+            )
+        return cli
+
+    def is_over(self, words: Sequence[str]) -> bool:
+        """Tell whether nothing is left to do."""
+        return self.contract.finished and not words and last_status(self.folder) == "FINISHED"
+
+    def _restore_threads(self, wanted: int | None) -> None:
+        """Compute with as many threads as before: another number rounds otherwise."""
+        before = self.contract.num_threads
+        if wanted is not None and wanted != before:
+            raise ConfigurationError(
+                f"Run {self.contract.run_id} was trained with {before} threads, and {wanted} round otherwise. "
+                "Leave num_threads as it was, or start a new run."
+            )
+        torch.set_num_threads(before)
+
+
+def seen_images(cli: FontanelCLI) -> list[str]:
+    """Return the content hashes of the images that the weights, or their choice, will have seen."""
+    data = cli.datamodule
+    return sorted({hashed for sample in data.part("train", "val") for hashed in data.image_hashes(sample)})

@@ -1,0 +1,126 @@
+"""A training that was stopped anywhere and resumed is the training that was not stopped."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tracking.checkpoints import load_checkpoint
+from tracking.contract import newest_first
+from tracking.journal import read_records
+from tracking.store import Point, Store
+
+CONFIG = Path(__file__).parent.parent / "conf" / "brain_age_resumable.yaml"
+NAME = "scratch-holdout-0-r0-s3"
+# Three steps an epoch: before anything, in the first epoch, at its last batch, in a validation, and in the last epoch.
+POINTS = {
+    "first": ("batch_start", 0),
+    "middle": ("batch_end", 2),
+    "last-of-epoch": ("batch_start", 2),
+    "validation": ("validation", 6),
+    "last-epoch": ("batch_end", 8),
+}
+
+
+class Lab:
+    """One cohort and one place for the runs of a test."""
+
+    def __init__(self, commands, table: Path, folder: Path, num_workers: int, world_size: int) -> None:
+        self.commands, self.table, self.folder = commands, table, folder
+        self.world_size = world_size
+        self.options = ["--data.num_workers", str(num_workers), "--data.batch_size", "4"]
+
+    def fit(self, name: str, fault: tuple[str, str, int] | None = None) -> list[int]:
+        watch = {"class_path": "faults.Watch", "init_args": {"path": str(self.folder / f"{name}.seen")}}
+        callbacks = [watch, {"class_path": "pytorch_lightning.callbacks.LearningRateMonitor"}]
+        if fault is not None:
+            kind, at, step = fault
+            marker = str(self.folder / f"{name}.marker")
+            init = {"kind": kind, "at": at, "step": step, "marker": marker, "rank": self.world_size - 1}
+            callbacks.append({"class_path": "faults.Fault", "init_args": init})
+        words = ["fit", "--config", str(CONFIG), "--data.table", str(self.table), *self.options]
+        return self.run(name, [*words, f"--trainer.callbacks={json.dumps(callbacks)}"])
+
+    def resume(self, name: str, *words: str) -> list[int]:
+        return self.run(name, ["fit", "--resume", NAME, *words])
+
+    def run(self, name: str, words: list[str]) -> list[int]:
+        words = [*words, "--output-dir", str(self.folder / name)]
+        if self.world_size > 1 and words[1] != "--resume":
+            words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+        return self.commands.run_all(words, self.world_size, self.folder / f"{name}.log")
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def run_folder(self, name: str) -> Path:
+        (folder,) = (self.folder / name / "runs").iterdir()
+        return folder
+
+    def seen(self, name: str) -> list[list[str]]:
+        """Return the steps each process took, a repeated one once (a kill takes back the steps since a checkpoint)."""
+        paths = [self.folder / f"{name}.seen.{rank}" for rank in range(self.world_size)]
+        return [list(dict.fromkeys(path.read_text().splitlines())) for path in paths]
+
+    def points(self, name: str) -> list[tuple[str, int, float]]:
+        """Return the metrics that the store has."""
+        folder = self.folder / name
+        client = Store(f"sqlite:///{folder / 'mlflow.db'}", folder).client
+        (run,) = client.search_runs(["1"])
+        assert run.info.status == "FINISHED"
+        assert run.info.run_id == self.run_folder(name).name
+        history = [point for key in run.data.metrics for point in client.get_metric_history(run.info.run_id, key)]
+        journal = [record for record, _ in read_records(self.run_folder(name)) if isinstance(record, Point)]
+        assert len(journal) == len(history)
+        return sorted((point.key, point.step, point.value) for point in history)
+
+    def state(self, name: str):
+        return load_checkpoint(newest_first(self.run_folder(name) / "checkpoints")[0])
+
+
+def assert_same(lab: Lab, name: str) -> None:
+    assert lab.seen(name) == lab.seen("whole")
+    assert lab.points(name) == lab.points("whole")
+    ours, whole = lab.state(name), lab.state("whole")
+    assert ours["global_step"] == whole["global_step"] == 9
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops"):
+        assert_equal(ours[key], whole[key], key)
+
+
+def assert_equal(ours, theirs, place: str) -> None:
+    if isinstance(ours, torch.Tensor):
+        assert torch.equal(ours, theirs), f"{place} differs by up to {(ours - theirs).abs().max()}"
+    elif isinstance(ours, dict):
+        assert ours.keys() == theirs.keys(), place
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{place}.{key}")
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs), place
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            assert_equal(*pair, f"{place}.{index}")
+    else:
+        assert ours == theirs, place
+
+
+@pytest.fixture(scope="module", params=[(0, 1), (2, 1), (0, 2), (2, 2)], ids=lambda p: f"workers{p[0]}-processes{p[1]}")
+def lab(request, commands, tiny_cohort, tmp_path_factory):
+    lab = Lab(commands, tiny_cohort, tmp_path_factory.mktemp("lab"), *request.param)
+    assert lab.fit("whole") == [0] * lab.world_size, lab.log("whole")
+    return lab
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_stopped_and_resumed_is_not_stopped(lab, point):
+    codes = lab.fit(point, ("SIGTERM", *POINTS[point]))
+    assert codes == [130] * lab.world_size, lab.log(point)
+    assert f"fontanel fit --resume {lab.run_folder(point).name}" in lab.log(point)
+    assert lab.resume(point) == [0] * lab.world_size, lab.log(point)
+    assert_same(lab, point)
+
+
+def test_killed_and_resumed_is_not_killed(lab):
+    codes = lab.fit("killed", ("SIGKILL", "batch_end", 5))
+    assert -9 in codes and 0 not in codes, lab.log("killed")
+    assert lab.resume("killed") == [0] * lab.world_size, lab.log("killed")
+    assert_same(lab, "killed")
