@@ -5,6 +5,7 @@ import difflib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the input or the result is bad, 2 wrong usage, 130 interrupted.
     """
+    warnings.formatwarning = format_warning
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -136,6 +138,15 @@ def describe(error: Exception) -> str:
     if type(error).__module__.split(".")[0] in PACKAGES or isinstance(error, OSError):
         return str(error)
     return f"{type(error).__name__}: {error}\nThis was not expected. Repeat with --debug to see where it happened."
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Return one of our own warnings as one paragraph, and any other with the place it is from."""
+    if category.__module__.split(".")[0] in PACKAGES:
+        return f"fontanel: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def complain(message: str, code: int) -> int:

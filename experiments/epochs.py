@@ -26,6 +26,7 @@ class PlainProgressBar(ProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._start = self._last = 0.0
+        self._first_epoch = 0
 
     def disable(self) -> None:
         """Keep quiet (Lightning calls this on all ranks but the first)."""
@@ -34,7 +35,9 @@ class PlainProgressBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._start = self._last = time.monotonic()
-        self._say(f"Training for {trainer.max_epochs} epochs of {trainer.num_training_batches} steps")
+        self._first_epoch = trainer.current_epoch
+        begin = f"Resuming at step {trainer.global_step}: training" if trainer.global_step else "Training"
+        self._say(f"{begin} for {trainer.max_epochs} epochs of {trainer.num_training_batches} steps")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the training stands when a minute has passed."""
@@ -43,7 +46,7 @@ class PlainProgressBar(ProgressBar):
         if now - self._last < PLAIN_INTERVAL and done != total:
             return
         self._last = now
-        left = (now - self._start) / done * max(total - done, 0)
+        left = (now - self._start) / (done - self._first_epoch) * max(total - done, 0)
         self._say(f"Epoch {done}/{total}: {self._metrics(trainer, pl_module)}; about {left / 60:.1f} min left")
 
     def _metrics(self, trainer: Trainer, pl_module: LightningModule) -> str:

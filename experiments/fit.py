@@ -15,13 +15,12 @@ Ctrl-C, SIGTERM and SIGUSR1 stop at the next batch, after a checkpoint; a second
 
 import argparse
 
-STEP_TIMEOUT = 600.0  # seconds; a batch of large volumes on a CPU takes tens of them
 PASSES_ON = True  # words this parser does not know belong to the configuration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel fit` that are not part of a fit file."""
-    from experiments.options import add_configuration_arguments, add_store_arguments
+    from experiments.options import STEP_TIMEOUT, add_configuration_arguments, add_store_arguments
 
     add_configuration_arguments(parser)
     parser.add_argument(
@@ -48,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Train or resume, keep the best checkpoint, export the weights, and name the next command."""
     from experiments.cli import WRONG_USAGE, complain
     from experiments.options import configuration_words, open_store
-    from experiments.ranks import num_processes, run_ranks
+    from experiments.ranks import spread
     from experiments.runtime import FontanelCLI, study_name
     from experiments.training import ResumePoint, Training
 
@@ -61,22 +60,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resume is None:
         point, cli = None, FontanelCLI(words)
     else:
-        point = ResumePoint.of(arguments.resume, open_store(arguments))
-        cli = point.rebuild(words)
+        point = ResumePoint.of(arguments.resume, words, open_store(arguments))
+        cli = point.rebuild()
     if arguments.print_config:
         print(cli.resolved(), end="")
         return 0
+    if point is not None and point.is_done:
+        print(f"Run {point.contract.run_id} is finished. To train on, give a larger --trainer.max_epochs.")
+        return 0
     cli.datamodule.assign_splits()  # a cohort that is refused leaves no trace in the store
     store = open_store(arguments)
-    if (num := num_processes(cli)) > 1:
-        cli.datamodule.prepare_data()  # here, where no other process waits for it
-        return run_ranks(arguments.words, num, store, arguments.step_timeout)
+    if (code := spread("fit", arguments.words, cli, store, arguments.step_timeout)) is not None:
+        return code
     if point is None:
         study = arguments.study or study_name(arguments.config)
         training = Training.start(cli, study=study, arm=arguments.arm, store=store)
-    elif point.is_over(words):
-        print(f"Run {point.contract.run_id} is finished. To train on: --trainer.max_epochs with a larger number.")
-        return 0
     else:
         training = Training.resume(cli, point, store)
     training.run()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracking.store import Store
 
+STEP_TIMEOUT = 600.0  # seconds; a batch of large volumes on a CPU takes tens of them
+
 
 def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the two options that every verb with a store has."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from datamodules.base import BaseDataModule
+    from experiments.runtime import Restored
     from tracking.store import Store
 
 PASSES_ON = True  # words this parser does not know belong to the configuration
@@ -45,10 +46,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check the images, predict, write the table and print its head."""
     from evaluation.predictions import write_predictions
-    from experiments.options import open_store
+    from experiments.options import STEP_TIMEOUT, open_store
+    from experiments.ranks import spread
+    from experiments.runtime import scratch_folder
 
     arguments.output.mkdir(parents=True, exist_ok=True)
-    frame = predict(arguments.reference, arguments.images, arguments.rest, arguments.output, open_store(arguments))
+    store = open_store(arguments)
+    with scratch_folder() as scratch:
+        restored = restore_for(arguments.reference, arguments.images, arguments.rest, arguments.output, store, scratch)
+        if (code := spread("predict", arguments.words, restored.cli, store, STEP_TIMEOUT)) is not None:
+            return code
+        frame = predict(restored)
+    if frame is None:
+        return 0
     write_predictions(frame, arguments.output / "predictions.parquet")
     shown = frame[["participant_id", "session_id", "site", "split", "output", "prediction"]]
     frame.to_csv(arguments.output / "predictions.csv", index=False)
@@ -59,8 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def predict(reference: str, images: list[Path], words: list[str], folder: Path, store: "Store") -> "pd.DataFrame":
-    """Return the predictions of every row of a table, or of single images.
+def restore_for(
+    reference: str, images: list[Path], words: list[str], folder: Path, store: "Store", scratch: Path
+) -> "Restored":
+    """Restore a model to predict every row of a table, or single images, after checking their files.
 
     Args:
         reference: Run id, run name, run folder, or checkpoint file.
@@ -68,24 +80,33 @@ def predict(reference: str, images: list[Path], words: list[str], folder: Path, 
         words: Further arguments of the configuration.
         folder: Folder for the table made from `images`.
         store: Where the run is looked up.
+        scratch: Folder for the configuration on its way.
     """
-    from experiments.runtime import ConfigurationError, restore, scratch_folder
-    from experiments.session import labelled
+    from experiments.runtime import ConfigurationError, restore
 
     if bool(images) == any(word.startswith("--data.table") for word in words):
         raise ConfigurationError("Give the images to predict, or a cohort table with --data.table, and not both.")
-    with scratch_folder() as scratch:
-        cli, contract, checkpoint = restore(reference, words, store, scratch)
-        if images:
-            table, cli.datamodule.root = write_image_table(images, cli.datamodule.images, folder)
-            cli.datamodule.tables = [table]
-        verify_now(cli.datamodule)
-        cli.datamodule.labels_required = False
-        trainer = cli.make_trainer(logger=False)
-        trainer.predict(
-            cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, return_predictions=False
-        )
-    return labelled(cli.model.take_predictions(), contract)
+    restored = restore(reference, words, store, scratch)
+    data = restored.cli.datamodule
+    if images:
+        table, data.root = write_image_table(images, data.images, folder)
+        data.tables = [table]
+    verify_now(data)
+    data.labels_required = False
+    return restored
+
+
+def predict(restored: "Restored") -> "pd.DataFrame | None":
+    """Return the predictions of every row, None on every process but the first."""
+    from experiments.session import labelled
+
+    cli, contract, checkpoint = restored
+    trainer = cli.make_trainer(logger=False)
+    trainer.predict(
+        cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, return_predictions=False
+    )
+    frame = cli.model.take_predictions()
+    return labelled(frame, contract) if trainer.is_global_zero else None
 
 
 def write_image_table(images: list[Path], columns: list[str], folder: Path) -> tuple[Path, Path]:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the whole road once and print what came out and what to type next."""
     from experiments import scoring
     from experiments.options import open_store
-    from experiments.runtime import FontanelCLI
+    from experiments.runtime import FontanelCLI, restore, scratch_folder
     from experiments.training import Training
     from tracking.store import output_folder
 
@@ -44,7 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     cli.datamodule.assign_splits()
     training = Training.start(cli, study=STUDY, arm="scratch", store=store)
     training.run()
-    session = scoring.score(training.run_id, [], "test", store)
+    with scratch_folder() as scratch:
+        restored = restore(training.run_id, [], store, scratch)
+        restored.cli.datamodule.assign_splits()
+        session = scoring.score(restored, "test", store)
+    assert session is not None
     print_results(session)
     print("\nNext, open the report and compare runs in the MLflow UI:")
     print(f"  xdg-open {session.folder / 'report.html'}")

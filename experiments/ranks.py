@@ -1,4 +1,4 @@
-"""Train in several processes on this machine, and watch over them: all end together, and the run knows how.
+"""Train or evaluate in several processes on this machine, and watch over them: all end together, and the run knows how.
 
 Lightning's own launcher is the first of its processes and cannot outlive it, and torchrun gives processes a fixed time
 between a signal and their death. Here one process does nothing but watch. Where something else has started the
@@ -34,14 +34,34 @@ INTERRUPTED = 130
 _OUTSIDE = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # set where the processes were started already
 
 
+def spread(verb: str, words: Sequence[str], cli: "FontanelCLI", store: Store, step_timeout: float) -> int | None:
+    """Run a command in as many processes as its configuration wants, and return their exit code.
+
+    Args:
+        verb: Verb of the command.
+        words: What stood after it.
+        cli: Its configuration; images are preprocessed here, where no other process waits for it.
+        store: Store of the run; a run whose processes die is set to FAILED there.
+        step_timeout: Seconds without a training batch after which a process counts as hanging.
+
+    Returns:
+        None where this process is enough, or one of those already.
+    """
+    num = num_processes(cli)
+    if num == 1:
+        return None
+    cli.datamodule.prepare_data()
+    return run_ranks([verb, *words], num, store, step_timeout)
+
+
 def num_processes(cli: "FontanelCLI") -> int:
     """Return how many processes we have to start for a configuration, 1 where this one is enough."""
     from pytorch_lightning import Trainer
     from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 
-    if any(name in os.environ for name in _OUTSIDE):
-        return 1
     config = cli.config["trainer"]
+    if config["devices"] in {1, "1"} or any(name in os.environ for name in _OUTSIDE):
+        return 1
     chosen = {name: config[name] for name in ("accelerator", "strategy", "devices", "num_nodes")}
     trainer = Trainer(**chosen, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     starts_some = isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
@@ -49,10 +69,10 @@ def num_processes(cli: "FontanelCLI") -> int:
 
 
 def run_ranks(words: Sequence[str], num: int, store: Store, step_timeout: float) -> int:
-    """Run `fontanel fit` in several processes and return the exit code of all of them together.
+    """Run a command in several processes and return the exit code of all of them together.
 
     Args:
-        words: What stood after `fontanel fit`.
+        words: What stood after `fontanel`.
         num: Number of processes.
         store: Store of the run; a run whose processes die is set to FAILED there.
         step_timeout: Seconds without a batch after which a process counts as hanging.
@@ -69,10 +89,10 @@ def run_ranks(words: Sequence[str], num: int, store: Store, step_timeout: float)
 
 
 class RankGroup:
-    """The processes of one training.
+    """The processes of one command.
 
     Args:
-        words: What stood after `fontanel fit`.
+        words: What stood after `fontanel`.
         num: Number of processes.
         scratch: Folder for what they share with this process.
         step_timeout: Seconds without a batch after which a process counts as hanging.
@@ -84,7 +104,7 @@ class RankGroup:
         self._pulse = Pulse.make(scratch / "heartbeat", num)
         self._last = [(0, time.monotonic())] * num
         self._signals = 0
-        command = [sys.executable, "-m", "experiments.cli", "fit", *words]
+        command = [sys.executable, "-m", "experiments.cli", *words]
         shared = {
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
@@ -169,7 +189,7 @@ class RankGroup:
 
 
 def start_process(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    """Start one process of a training; it ends with this one, and Ctrl-C in the terminal reaches this one alone."""
+    """Start one process of several; it ends with this one, and Ctrl-C in the terminal reaches this one alone."""
     return subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=dies_with_parent(signal.SIGKILL)
     )

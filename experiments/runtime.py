@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -126,13 +126,25 @@ def locate_checkpoint(reference: str, store: Store) -> Path:
     return local if local.is_file() else store.download(store.find_run(reference).run_id, BEST_CHECKPOINT)
 
 
-def restore(
-    reference: str, words: Sequence[str], store: Store, scratch: Path
-) -> tuple[FontanelCLI, CheckpointContract, Path]:
+class Restored(NamedTuple):
+    """A trained model, ready to be evaluated.
+
+    Args:
+        cli: Configuration, model and datamodule.
+        contract: What the checkpoint says of itself.
+        checkpoint: The weights.
+    """
+
+    cli: FontanelCLI
+    contract: CheckpointContract
+    checkpoint: Path
+
+
+def restore(reference: str, words: Sequence[str], store: Store, scratch: Path) -> Restored:
     """Rebuild model and datamodule from what a checkpoint says of itself, with later words on top.
 
     The checkpoint decides who was trained on; a participant its split does not name is new, unless the training has
-    seen the image under another name.
+    seen the image under another name. One process evaluates, unless the words say otherwise.
 
     Args:
         reference: Run id, run name, run folder, or checkpoint file.
@@ -145,9 +157,10 @@ def restore(
     config, folds = scratch / "config.yaml", scratch / "folds.json"
     config.write_text(contract.config, encoding="utf-8")
     folds.write_text(contract.split_json, encoding="utf-8")
-    cli = FontanelCLI(["--config", str(config), "--data.split_file", str(folds), *words])
+    alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
+    cli = FontanelCLI(["--config", str(config), "--data.split_file", str(folds), *alone, *words])
     cli.datamodule.seen_images = frozenset(contract.training_images)
-    return cli, contract, checkpoint
+    return Restored(cli, contract, checkpoint)
 
 
 @contextmanager

@@ -3,9 +3,10 @@
 import argparse
 from typing import TYPE_CHECKING, Literal
 
-from experiments.options import configuration_words, open_store
+from experiments.options import STEP_TIMEOUT, configuration_words, open_store
 
 if TYPE_CHECKING:
+    from experiments.runtime import Restored
     from experiments.session import Session
     from tracking.store import Store
 
@@ -16,7 +17,8 @@ PARTS: dict[Stage, tuple[str, ...]] = {"validate": ("val",), "test": ("test", "e
 def assess(arguments: argparse.Namespace, stage: Stage) -> int:
     """Run `fontanel validate` or `fontanel test`."""
     from experiments.evaluate import describe
-    from experiments.runtime import ConfigurationError
+    from experiments.ranks import spread
+    from experiments.runtime import ConfigurationError, restore, scratch_folder
 
     words = configuration_words(arguments)
     reference = arguments.reference
@@ -29,7 +31,15 @@ def assess(arguments: argparse.Namespace, stage: Stage) -> int:
             f"Nothing to {stage}. Name a run, a run's folder or a checkpoint: fontanel {stage} RUN. "
             "A configuration alone holds no trained weights; with --config, add --ckpt_path FILE."
         )
-    session = score(reference, words, stage, open_store(arguments))
+    store = open_store(arguments)
+    with scratch_folder() as scratch:
+        restored = restore(reference, words, store, scratch)
+        require_rows(restored, stage)
+        if (code := spread(stage, arguments.words, restored.cli, store, STEP_TIMEOUT)) is not None:
+            return code
+        session = score(restored, stage, store)
+    if session is None:
+        return 0
     for split in PARTS[stage]:
         if split in set(session.predictions["split"]):
             print(describe(session.assessment(split)))
@@ -37,31 +47,41 @@ def assess(arguments: argparse.Namespace, stage: Stage) -> int:
     return 0
 
 
-def score(reference: str, words: list[str], stage: Stage, store: "Store") -> "Session":
-    """Predict the rows of a stage with the weights of a run or a checkpoint.
+def require_rows(restored: "Restored", stage: Stage) -> None:
+    """Refuse a cohort that leaves nothing to score."""
+    from experiments.runtime import ConfigurationError
+
+    data = restored.cli.datamodule
+    data.assign_splits()
+    if not data.part(*PARTS[stage]):
+        raise ConfigurationError(
+            f"No row of this cohort is in the split {' or '.join(PARTS[stage])}: everybody was used in training. "
+            "Give a cohort with others (--data.table), or train with data.test_fraction above 0."
+        )
+
+
+def score(restored: "Restored", stage: Stage, store: "Store") -> "Session | None":
+    """Predict the rows of a stage and keep predictions, metrics and report in the run.
 
     Args:
-        reference: Run id, run name, run folder, or checkpoint file.
-        words: Further arguments of the configuration, which win over those of the checkpoint.
+        restored: Model and datamodule; splits are assigned.
         stage: `validate` scores the split `val`, `test` the splits `test` and `external`.
-        store: Where the run is looked up and its results are kept.
+        store: Where the results are kept.
+
+    Returns:
+        The run, None on every process but the first.
     """
-    from experiments.runtime import ConfigurationError, restore, scratch_folder
     from experiments.session import Session
     from tracking.checkpoints import load_checkpoint
 
-    with scratch_folder() as scratch:
-        cli, contract, checkpoint = restore(reference, words, store, scratch)
-        cli.datamodule.assign_splits()
-        if not cli.datamodule.part(*PARTS[stage]):
-            raise ConfigurationError(
-                f"No row of this cohort is in the split {' or '.join(PARTS[stage])}: everybody was used in training. "
-                "Give a cohort with others (--data.table), or train with data.test_fraction above 0."
-            )
-        trainer = cli.make_trainer(logger=False)
-        run_stage = trainer.validate if stage == "validate" else trainer.test
-        run_stage(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
-        session = Session.reopen(contract, store)
-        session.keep_predictions(cli.model.take_predictions(), int(load_checkpoint(checkpoint)["global_step"]))
-        session.write_report()
+    cli, contract, checkpoint = restored
+    trainer = cli.make_trainer(logger=False)
+    run_stage = trainer.validate if stage == "validate" else trainer.test
+    run_stage(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+    rows = cli.model.take_predictions()
+    if not trainer.is_global_zero:
+        return None
+    session = Session.reopen(contract, store)
+    session.keep_predictions(rows, int(load_checkpoint(checkpoint)["global_step"]))
+    session.write_report()
     return session

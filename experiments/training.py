@@ -1,5 +1,6 @@
 """One training run: started or resumed, kept safe while it lasts, and closed with its true status."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,11 +12,10 @@ from pytorch_lightning import Callback
 
 from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI, scratch_folder
 from experiments.session import PROTOCOL, training_sites
-from lightning_modules.randomness import StepRandomness
 from tracking.checkpoints import export_model, load_checkpoint
 from tracking.contract import CHECKPOINTS, CheckpointContract, newest_whole
 from tracking.environment import environment_facts
-from tracking.heartbeat import Heartbeat
+from tracking.heartbeat import HEARTBEAT, Heartbeat
 from tracking.interruption import Interrupted
 from tracking.journal import last_status
 from tracking.keeper import CheckpointKeeper
@@ -33,16 +33,18 @@ class Training:
         logger: Logger of the run.
         contract: What a checkpoint of this run says of itself.
         checkpoint: Checkpoint that the training continues from.
+        is_over: Whether only the export is left to do.
     """
 
     cli: FontanelCLI
     logger: RunLogger
     contract: CheckpointContract
     checkpoint: Path | None = None
+    is_over: bool = False
 
     @classmethod
     def start(cls, cli: FontanelCLI, *, study: str, arm: str, store: Store) -> "Training":
-        """Create the run and record configuration, cohort, split and environment in it; the cohort has been read."""
+        """Create the run; the cohort has been read."""
         data = cli.datamodule
         facts = data.cohort_facts()
         name = f"{arm}-{PROTOCOL}-0-r0-s{cli.seed}"
@@ -58,9 +60,7 @@ class Training:
         logger = RunLogger(store, study, name, tags)
         seen = seen_images(cli)
         contract = CheckpointContract(cli.resolved(), logger.run_id, study, name, data.split.as_dict(), seen, key)
-        training = cls(cli, logger, contract, cli.config["ckpt_path"] and Path(cli.config["ckpt_path"]))
-        training._record(facts)
-        return training
+        return cls(cli, logger, contract, cli.config["ckpt_path"] and Path(cli.config["ckpt_path"]))
 
     @classmethod
     def resume(cls, cli: FontanelCLI, point: "ResumePoint", store: Store) -> "Training":
@@ -68,9 +68,7 @@ class Training:
         contract = point.contract
         run_id, offset = contract.run_id, contract.journal
         logger = RunLogger(store, contract.study, contract.run_name, {}, run_id=run_id, offset=offset)
-        training = cls(cli, logger, replace(contract, config=cli.resolved()), point.checkpoint)
-        training._record(cli.datamodule.cohort_facts())
-        return training
+        return cls(cli, logger, replace(contract, config=cli.resolved()), point.checkpoint, point.is_over)
 
     @property
     def run_id(self) -> str:
@@ -83,22 +81,25 @@ class Training:
         return self.logger.folder
 
     def run(self) -> None:
-        """Train, export the best weights, and close the run."""
-        trainer = self.cli.make_trainer(self.logger, self._callbacks())
+        """Record what the run is made of, train, export the best weights, and close the run."""
+        self.cli.model.seed = self.cli.seed
         with self._closing():
-            trainer.fit(
-                self.cli.model,
-                datamodule=self.cli.datamodule,
-                ckpt_path=self.checkpoint and str(self.checkpoint),
-                weights_only=True,
-            )
+            self._record()
+            trainer = self.cli.make_trainer(self.logger, self._callbacks())
+            if not self.is_over:
+                trainer.fit(
+                    self.cli.model,
+                    datamodule=self.cli.datamodule,
+                    ckpt_path=self.checkpoint and str(self.checkpoint),
+                    weights_only=True,
+                )
             if trainer.is_global_zero:
                 self._export()
 
-    def _record(self, facts: dict[str, object]) -> None:
-        """Write what the run is made of; delivered at once, because no checkpoint brings it back."""
+    def _record(self) -> None:
+        """Write configuration, cohort, split and environment; delivered at once, for no checkpoint brings them back."""
         self.logger.log_config(self.contract.config)
-        self.logger.log_json("cohort.json", facts)
+        self.logger.log_json("cohort.json", self.cli.datamodule.cohort_facts())
         self.logger.log_json("folds.json", self.contract.split)
         self.logger.log_json("environment.json", environment_facts())
         self.logger.release()
@@ -107,7 +108,7 @@ class Training:
         model = self.cli.model
         folder = self.folder / CHECKPOINTS
         keeper = CheckpointKeeper(folder, self.contract, self.logger, model.monitor, model.monitor_mode)
-        return [Heartbeat(), StepRandomness(self.cli.seed), keeper]
+        return [keeper, Heartbeat()] if HEARTBEAT in os.environ else [keeper]
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
@@ -157,28 +158,31 @@ class ResumePoint:
         folder: The run's folder.
         checkpoint: Its newest whole checkpoint.
         contract: What the checkpoint says of itself.
+        words: Arguments that are to change, such as `["--trainer.max_epochs", "200"]`.
     """
 
     folder: Path
     checkpoint: Path
     contract: CheckpointContract
+    words: Sequence[str]
 
     @classmethod
-    def of(cls, reference: str, store: Store) -> "ResumePoint":
+    def of(cls, reference: str, words: Sequence[str], store: Store) -> "ResumePoint":
         """Find the newest whole checkpoint of a run; damaged ones are named and left out.
 
         Args:
             reference: Run id, run name, or run folder.
+            words: Arguments that are to change.
             store: The store the run is in; it need not answer.
         """
         folder = find_folder(store, reference)
         checkpoint, contract, problems = newest_whole(folder)
         for problem in problems:
             sys.stderr.write(f"Left out: {problem}\n")
-        return cls(folder, checkpoint, contract)
+        return cls(folder, checkpoint, contract, words)
 
-    def rebuild(self, words: Sequence[str]) -> FontanelCLI:
-        """Rebuild model and datamodule as they were, with later words on top.
+    def rebuild(self) -> FontanelCLI:
+        """Rebuild model and datamodule as they were, but for what is to change.
 
         Raises:
             ConfigurationError: If the training could not be the same one.
@@ -186,7 +190,7 @@ class ResumePoint:
         with scratch_folder() as scratch:
             config = scratch / "config.yaml"
             config.write_text(self.contract.config, encoding="utf-8")
-            cli = FontanelCLI(["--config", str(config), *words])
+            cli = FontanelCLI(["--config", str(config), *self.words])
         self._restore_threads(cli.config["num_threads"])
         data = cli.datamodule
         data.assign_splits()
@@ -197,9 +201,15 @@ class ResumePoint:
             )
         return cli
 
-    def is_over(self, words: Sequence[str]) -> bool:
-        """Tell whether nothing is left to do."""
-        return self.contract.finished and not words and last_status(self.folder) == "FINISHED"
+    @property
+    def is_over(self) -> bool:
+        """Whether the training has come to its end, and nothing changes that."""
+        return self.contract.finished and not self.words
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing at all is left to do."""
+        return self.is_over and last_status(self.folder) == "FINISHED"
 
     def _restore_threads(self, wanted: int | None) -> None:
         """Compute with as many threads as before: another number rounds otherwise."""

@@ -14,6 +14,7 @@ Example:
             scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 100}}
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ class BaseModule(LightningModule, ABC):
         self.metrics: dict[str, Metrics] = {}
         self.latest: dict[str, Tensor | float] = {}  # what training recorded last, for those who watch
         self.prediction_rows: list[dict[str, Any]] = []
+        self.seed: int | None = None  # of the random numbers that training draws; torch's own without one
+        self._in_step = False
         self._losses: list[tuple[float, int]] = []
 
     @abstractmethod
@@ -115,9 +118,24 @@ class BaseModule(LightningModule, ABC):
             stage: For which stage.
         """
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seed torch by (seed, epoch, batch, process), so that a resumed training drops out what it would have."""
+        if self.seed is None:
+            return
+        seed = step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed remembers every call for devices it never meets
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a training batch."""
-        return self._shared_step(batch, "train").loss
+        """Return the loss of a training batch; what the step records leaves at once."""
+        self.latest, self._in_step = {}, True
+        loss = self._shared_step(batch, "train").loss
+        self._in_step = False
+        self._send(self.latest)
+        if self.trainer.is_last_batch:
+            self.log_dict(self.latest, logger=False)  # for callbacks that monitor the training
+        return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Keep the rows of a validation batch."""
@@ -139,22 +157,28 @@ class BaseModule(LightningModule, ABC):
             name: `stage/metric`, for example `val/mae`.
             value: Its value now; a tensor stays one.
         """
-        self._send(name, value)
         if name.startswith("train/"):
             self.latest[name] = value  # five calls of `log` cost more than a whole step may
+            if not self._in_step:
+                self._send({name: value})
             return
+        self._send({name: value})
         # Values at the end of an epoch come from gathered rows and agree between processes.
-        self.log(name, value, prog_bar=name == self.monitor, logger=False, sync_dist=self.trainer.world_size > 1)
+        outside = self.trainer.state.fn != TrainerFn.FITTING  # there Lightning returns what it would log
+        shown = name == self.monitor
+        self.log(name, value, prog_bar=shown, logger=None if outside else False, sync_dist=self.trainer.world_size > 1)
 
-    def _send(self, name: str, value: Tensor | float) -> None:
-        """Hand a point to the loggers, in training at the steps that the trainer's interval leaves."""
-        if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
+    def _send(self, metrics: Mapping[str, Tensor | float]) -> None:
+        """Hand points of this step to the loggers, in training at the steps that the trainer's interval leaves."""
+        trainer = self.trainer
+        if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        interval: int = getattr(self.trainer, "log_every_n_steps", 1)
-        if self.trainer.training and self.global_step % interval:
+        step = self.global_step
+        interval: int = getattr(trainer, "log_every_n_steps", 1)
+        if trainer.training and step % interval:
             return
-        for logger in self.loggers:
-            logger.log_metrics({name: value}, step=self.global_step)  # type: ignore[dict-item]  # tensors wait
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)  # type: ignore[arg-type]  # tensors wait
 
     def metric_name(self, stage: Stage, output: str, metric: str) -> str:
         """Return the name under which a metric of one output is recorded."""
@@ -282,10 +306,23 @@ class BaseModule(LightningModule, ABC):
             )
         total = sum(loss * number for loss, number in self._losses)
         self.record(f"{stage}/loss", total / num_labelled if num_labelled else float("nan"))
-        self._send("epoch", float(self.current_epoch))
+        self._send({"epoch": float(self.current_epoch)})
         for output, metrics in self.metrics.items():
             rows = frame[(frame["output"] == output) & frame["target"].notna()]
             units = rows.groupby(list(UNIT))[["target", "prediction"]].mean()
             values = metrics(units["target"].to_numpy(np.float64), units["prediction"].to_numpy(np.float64))
             for name, value in values.items():
                 self.record(self.metric_name(stage, output, name), value)
+
+
+def step_seed(seed: int, epoch: int, batch: int, rank: int = 0) -> int:
+    """Return the seed of the random numbers of one step on one process, in [0, 2**63).
+
+    Examples:
+        >>> step_seed(0, 1, 2) == step_seed(0, 1, 2)
+        True
+        >>> len({step_seed(0, epoch, batch) for epoch in range(9) for batch in range(9)})
+        81
+    """
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{batch}/{rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -70,3 +70,9 @@ def tiny_cohort(tmp_path_factory) -> Path:
     assert verification.ok, json.dumps(verification.as_json(), indent=1)
     write_manifest(verification)
     return table
+
+
+@pytest.fixture(scope="session")
+def make_tiny_cohort():
+    """A function of a folder and a number of participants that writes a cohort and returns its table."""
+    return write_tiny_cohort

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from tracking.files import file_hash, make_private_folder, remove_leftovers, replace, sync, temporary_file, write_file
 from tracking.redaction import redact
+from tracking.store import RunWarning
 
 FORMAT = 2  # of the record that a checkpoint carries, and of model.json
 SPARE = 1 << 20  # bytes that a checkpoint may be larger than its tensors
@@ -54,7 +55,7 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             save_checkpoint(checkpoint, local_path(path))
         except DiskError as error:
-            warnings.warn(f"{error} Training goes on.", stacklevel=2)
+            warnings.warn(f"{error} Training goes on.", RunWarning, stacklevel=2)
 
     @override
     def load_checkpoint(
@@ -120,7 +121,7 @@ def save_checkpoint(checkpoint: Mapping[str, Any], target: Path) -> None:
     """
     _require_space(checkpoint, target)
     try:
-        remove_leftovers(target)
+        remove_leftovers(target.parent)
         known = _known_hashes(target)
         with temporary_file(target) as (file, temporary):
             torch.save(checkpoint, file)
@@ -129,7 +130,8 @@ def save_checkpoint(checkpoint: Mapping[str, Any], target: Path) -> None:
             digest = file.hexdigest()
             _record_hashes(target, [digest, *known])  # whichever file a kill leaves now has its hash recorded
             replace(temporary, target)
-            _record_hashes(target, [digest])
+            if known:
+                _record_hashes(target, [digest])
     except (OSError, RuntimeError) as error:
         raise DiskError(f"{target} could not be saved: {error}. {_KEPT}") from error
     except (pickle.PicklingError, AttributeError, TypeError) as error:

@@ -60,7 +60,9 @@ def temporary_file(target: Path) -> Iterator[tuple[HashingWriter, Path]]:
     Yields:
         The open file and its path.
     """
-    descriptor, name = tempfile.mkstemp(dir=make_private_folder(target.parent), prefix=_prefix(target), suffix=".tmp")
+    descriptor, name = tempfile.mkstemp(
+        dir=make_private_folder(target.parent), prefix=f".{target.name}.", suffix=".tmp"
+    )
     try:
         with HashingWriter(descriptor) as file:
             yield file, Path(name)
@@ -84,19 +86,13 @@ def replace(temporary: Path, target: Path) -> None:
         os.close(folder)
 
 
-def remove_leftovers(target: Path) -> None:
-    """Delete the temporary files that killed writers of the same target left behind."""
-    if target.parent.is_dir():
-        for path in target.parent.iterdir():
-            if path.name.startswith(_prefix(target)) and path.suffix == ".tmp":
-                path.unlink(missing_ok=True)
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed writers left in a folder of which this process is the only writer."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def file_hash(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _prefix(target: Path) -> str:
-    return f".{target.name}."

@@ -40,28 +40,24 @@ class Pulse:
 
 
 class Heartbeat(Callback):
-    """Count batches where a watching process asks for it; while counting, standing still means hanging."""
+    """Count batches for the process that watches; while counting, standing still means hanging."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._pulse: Pulse | None = None
+        self._pulse = Pulse(Path(os.environ[HEARTBEAT]))
         self._rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._count = 0
 
     def _beat(self) -> None:
-        if self._pulse is not None:
-            self._count += 1
-            self._pulse.write(self._rank, self._count)
+        self._count += 1
+        self._pulse.write(self._rank, self._count)
 
     def _rest(self) -> None:
-        if self._pulse is not None:
-            self._pulse.write(self._rank, 0)
+        self._pulse.write(self._rank, 0)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
-        if path := os.environ.get(HEARTBEAT):
-            self._pulse = Pulse(Path(path))
         self._beat()
 
     @override

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from tracking.files import make_private_folder, write_file
-from tracking.store import Point
+from tracking.store import Point, StoreError
 
 Record = Point | dict[str, Any]
 
@@ -105,6 +105,9 @@ def read_records(folder: Path, start: int = 0, stop: int | None = None) -> Itera
         folder: Folder of the run.
         start: Offset of a record.
         stop: Offset to stop at; the end of the file by default.
+
+    Raises:
+        StoreError: If a whole line is no record: the file was damaged.
     """
     path = folder / JOURNAL
     if not path.is_file():
@@ -115,8 +118,7 @@ def read_records(folder: Path, start: int = 0, stop: int | None = None) -> Itera
             start += len(line)
             if not line.endswith(b"\n") or (stop is not None and start > stop):
                 return
-            value = json.loads(line)
-            yield (Point(*value) if isinstance(value, list) else value), start
+            yield _record(line, path, start), start
 
 
 def journal_size(folder: Path) -> int:
@@ -156,9 +158,17 @@ def read_cursor(folder: Path) -> Cursor:
     return Cursor(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Cursor()
 
 
-def hold(folder: Path) -> FileLock | None:
-    """Take the lock of a run, which the system frees when this process ends; None if another process has it."""
-    lock = FileLock(folder / _LOCK, timeout=0, mode=0o600)
+def hold(folder: Path, patience: float = 0.0) -> FileLock | None:
+    """Take the lock of a run, which the system frees when this process ends.
+
+    Args:
+        folder: Folder of the run.
+        patience: Seconds to wait for another process: loader processes of a killed training live on for some.
+
+    Returns:
+        None if another process has it.
+    """
+    lock = FileLock(folder / _LOCK, timeout=patience, mode=0o600)
     try:
         lock.acquire()
     except Timeout:
@@ -168,7 +178,18 @@ def hold(folder: Path) -> FileLock | None:
 
 def _line(record: Record) -> str:
     value = [record.key, record.step, record.value, record.time] if isinstance(record, Point) else record
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
+
+
+def _record(line: bytes, path: Path, end: int) -> Record:
+    try:
+        value = json.loads(line)
+        return Point(*value) if isinstance(value, list) else dict(value)
+    except (ValueError, TypeError) as error:
+        raise StoreError(
+            f"{path} is damaged in the line that ends at byte {end}. What comes before it is whole; delete that line "
+            "to go on with the rest."
+        ) from error
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -118,7 +118,8 @@ class CheckpointKeeper(Callback):
         batch_idx: int,
     ) -> None:
         """Remember the loss; it is looked at before anything else happens, and without waiting for the device now."""
-        self._loss = outputs["loss"].detach() if isinstance(outputs, Mapping) else outputs
+        loss = outputs["loss"].detach() if isinstance(outputs, Mapping) else outputs
+        self._loss = loss if self._loss is None or loss is None else self._loss + loss  # of accumulated batches
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,8 +187,9 @@ class CheckpointKeeper(Callback):
         wish = _SAVE if time.monotonic() - self._saved_at > INTERVAL else _NOTHING
         if self.stop.requested:
             wish = _STOP
-        if self._loss is not None and not torch.isfinite(self._loss).all():
+        if self._loss is not None and not math.isfinite(self._loss.item()):
             wish = _NOT_FINITE
+        self._loss = None
         wish = _reduced(trainer, wish, ReduceOp.MAX)
         if wish == _NOT_FINITE:
             raise self._not_finite(trainer, "loss")
@@ -204,7 +206,7 @@ class CheckpointKeeper(Callback):
         self._place = place
         target = self.folder / (name or checkpoint_name(trainer.global_step))
         before = _stamp(target)
-        trainer.save_checkpoint(target)
+        trainer.save_checkpoint(target, weights_only=False)  # without a word, Lightning talks about it at every save
         self._place = None
         self._saved_at = time.monotonic()
         saved = bool(_reduced(trainer, int(not trainer.is_global_zero or _stamp(target) != before), ReduceOp.MIN))
@@ -263,8 +265,8 @@ def _settle_progress(loops: dict[str, Any], place: Place, trainer: Trainer) -> N
     """Make the progress of Lightning's loops such that it resumes at the place.
 
     Before a batch, the batch has been fetched and not started, which Lightning undoes by itself; that it was the last
-    of its epoch must be forgotten until it is trained on. At the end, the next epoch is made to stand there likewise.
-    Before a validation, one of its batches is made to have been started, which makes Lightning go back to it.
+    of its epoch must be forgotten until it is trained on. At the end, an epoch is over and none has begun. Before a
+    validation, one of its batches is made to have been started, which makes Lightning go back to it.
     """
     batches, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
     if place == "validation":
@@ -272,13 +274,10 @@ def _settle_progress(loops: dict[str, Any], place: Place, trainer: Trainer) -> N
             validation[count] = {**validation[count], "ready": 1, "started": 1, "processed": 0, "completed": 0}
         validation["is_last_batch"] = False
         return
-    if place == "end":
-        for count in ("total", "current"):
-            for stage in ("ready", "started"):
-                loops["epoch_progress"][count][stage] += 1
-        batches["total"]["ready"] += 1
-        batches["current"] = {**batches["current"], "ready": 1, "started": 0, "processed": 0, "completed": 0}
     batches["is_last_batch"] = False
+    if place == "end":
+        batches["current"] = dict.fromkeys(batches["current"], 0)
+        return
     fetched = batches["current"]["ready"]
     if fetched % trainer.accumulate_grad_batches == 0 or fetched == trainer.num_training_batches:
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # Lightning adds one on such a restart

@@ -33,14 +33,14 @@ from tracking.journal import (
 from tracking.params import flatten_params, valid_name
 from tracking.redaction import redact, redact_yaml
 from tracking.shipping import JOURNAL_TAG, Delivery, Shipper
-from tracking.store import Point, RunStatus, Store, StoreError
+from tracking.store import Point, RunStatus, RunWarning, Store, StoreError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_FILE = "FONTANEL_RUN_FILE"  # environment variable: where a watching process wants to read the run's folder
 BUFFERED_POINTS = 5000  # points after which the buffer goes to the journal within an epoch, to keep memory flat
-PATIENCE = 10.0  # seconds that the end of a run waits for a store that makes no progress
+PATIENCE = 10.0  # seconds to wait for a store that makes no progress, or for a process that may be ending
 
 
 class RunLogger(Logger):
@@ -145,6 +145,7 @@ class RunLogger(Logger):
         """Write what was kept to the journal; what a full disk refuses is kept on."""
         if self._run_id is None and not len(self._buffer):
             return
+        self.run_id  # noqa: B018 - opens the journal, which may hold some of the points already
         points = self._buffer.points()
         if self._write(points):
             self._buffer.written(points)
@@ -246,20 +247,21 @@ class RunLogger(Logger):
 
     def _start_in_store(self, start: RunStart) -> str | None:
         if not self.store.answers():
-            self._warn_once(f"The store {self.store.shown_uri} does not answer. The run starts without it.")
+            text = f"The store {self.store.shown_uri} does not answer. The run starts without it."
+            self._warn_once(text, key="failure")
             return None
         try:
             return self.store.start_run(start.study, start.name, start.tags)
         except StoreError as error:
             if error.permanent or not self.store.is_server:
                 raise
-            self._warn_once(f"{error} The run starts without it.")
+            self._warn_once(f"{error} The run starts without it.", key="failure")
             return None
 
     def _open(self, run_id: str) -> None:
         """Take the run's lock, open its journal and start delivering it."""
         folder = self.store.folder(run_id)
-        lock = hold(folder)
+        lock = hold(folder, PATIENCE)
         if lock is None:
             raise StoreError(f"Another process works on run {run_id}. Wait for its end, or stop it first.")
         self._lock = lock
@@ -302,7 +304,7 @@ class RunLogger(Logger):
     def _warn_once(self, text: str, key: str | None = None) -> None:
         if (key or text) not in self._warned:
             self._warned.add(key or text)
-            warnings.warn(text, stacklevel=3)
+            warnings.warn(text, RunWarning, stacklevel=3)
 
 
 class PointBuffer:
@@ -345,10 +347,10 @@ class PointBuffer:
     def written(self, points: list[Point]) -> None:
         """Forget points that were written, but not that they were."""
         for point in points:
-            del self._waiting[point.key, point.step]
             self.skip(point.key, point.step)
 
     def skip(self, key: str, step: int) -> None:
         """Take a point as written already."""
+        self._waiting.pop((key, step), None)
         blocks = self._written.setdefault(key, {})
         blocks[step >> 10] = blocks.get(step >> 10, 0) | 1 << (step & 1023)

@@ -17,7 +17,7 @@ from typing import Self
 from tracking.files import make_private_folder
 from tracking.processes import dies_with_parent
 from tracking.redaction import redact_text
-from tracking.store import Store, StoreError, sqlite_path
+from tracking.store import Store, StoreError, check_filesystem, sqlite_path
 
 HOST = "127.0.0.1"
 READY_TIMEOUT = 120.0  # seconds; about 15 on two idle cores
@@ -86,8 +86,10 @@ class TrackingServer:
         """
         self.port = _free_port(self.host, self.port)
         make_private_folder(self.folder)
-        if (path := sqlite_path(self.uri)) and not path.exists():
-            Store(self.uri, self.folder)
+        if path := sqlite_path(self.uri):
+            check_filesystem(path)
+            if not path.exists():
+                Store(self.uri, self.folder)
         self.log.touch(mode=0o600)
         atexit.register(self.stop)
         try:

@@ -115,7 +115,10 @@ class Delivery:
         if "params" in record:
             self.store.log_params(run_id, record["params"])
         elif "artifact" in record:
-            self.store.log_artifact(run_id, self.folder / record["artifact"], record["folder"])
+            path = self.folder / record["artifact"]
+            if not path.exists():
+                raise StoreError(f"{path} is gone, so run {run_id} stays without it.", permanent=True)
+            self.store.log_artifact(run_id, path, record["folder"])
         else:
             self.store.set_status(run_id, record["status"])
 
@@ -139,6 +142,7 @@ class Shipper(threading.Thread):
         self.failure: StoreError | OSError | None = None
         self._limit = 0
         self._ending = False
+        self._given_up = False
         self._wake = threading.Event()
 
     def release(self, offset: int) -> None:
@@ -147,10 +151,10 @@ class Shipper(threading.Thread):
         self._wake.set()
 
     def finish(self, patience: float) -> bool:
-        """Deliver what was released, and tell whether all of it arrived.
+        """Deliver what was released, and tell whether all of it arrived; nothing is sent after this.
 
         Args:
-            patience: Seconds without progress after which waiting is given up.
+            patience: Seconds without progress after which it is given up.
         """
         self._ending = True
         self._wake.set()
@@ -159,15 +163,17 @@ class Shipper(threading.Thread):
             self.join(0.05)
             if self.delivery.cursor.sent > sent:
                 sent, since = self.delivery.cursor.sent, time.monotonic()
+        self._given_up = True  # the run's lock is freed now: another process may deliver the rest
+        self._wake.set()
         return self.delivery.cursor.sent >= self._limit
 
     def run(self) -> None:
         """Deliver until told to finish."""
         delay = FIRST_DELAY
-        while True:
+        while not self._given_up:
             self._wake.clear()
             try:
-                while self.delivery.chunk(self._limit):
+                while not self._given_up and self.delivery.chunk(self._limit):
                     self.failure = None
                     delay = FIRST_DELAY
             except (StoreError, OSError) as error:
@@ -190,12 +196,14 @@ class Leftover:
         state: `alive` while a process works on it, `dead` when that process is gone, `elsewhere` if it has no folder
             here, so that nobody here can tell.
         undelivered: Bytes of its journal that had not reached the store.
+        problem: Why it could not be settled, None where it was, or was not to be.
     """
 
     run: RunInfo | None
     folder: Path | None
     state: Literal["alive", "dead", "elsewhere"]
     undelivered: int
+    problem: str | None = None
 
 
 def settle(store: Store, folder: Path) -> bool:
@@ -244,6 +252,9 @@ def find_folder(store: Store, reference: str) -> Path:
     fitting = [folder for folder in folders if folder == named or _answers_to(folder, reference)]
     if len(fitting) == 1:
         return fitting[0]
+    if fitting:
+        listed = "\n".join(f"  {folder}" for folder in fitting)
+        raise StoreError(f"'{reference}' stands for {len(fitting)} runs; give the folder of one of them:\n{listed}")
     run = store.find_run(reference)  # says so when there are several, or none
     found = store.folder(run.run_id)
     if not found.is_dir():
@@ -279,8 +290,13 @@ def reconcile(store: Store, repair: bool = True) -> list[Leftover]:
             lock.release()
         found.append(Leftover(run, folder, "dead" if lock else "alive", undelivered))
     found += [Leftover(run, None, "elsewhere", 0) for run in running.values()]
-    if repair:
-        for leftover in found:
-            if leftover.state == "dead" and leftover.folder is not None:
-                settle(store, leftover.folder)
-    return found
+    return [_settled(store, leftover) for leftover in found] if repair else found
+
+
+def _settled(store: Store, leftover: Leftover) -> Leftover:
+    if leftover.state == "dead" and leftover.folder is not None:
+        try:
+            settle(store, leftover.folder)
+        except StoreError as error:
+            return replace(leftover, problem=str(error))  # the others may fare better
+    return leftover

@@ -1,27 +1,25 @@
 """The MLflow store: where it is, how it is opened safely, and how its runs are started, resumed and found."""
 
 import http.client
-import json
 import logging
 import os
 import re
 import sqlite3
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
 from tracking.files import make_private_folder
 from tracking.filesystems import network_filesystem
-from tracking.redaction import redact, redact_text, redact_uri, redact_yaml
+from tracking.redaction import redact, redact_text, redact_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -62,6 +60,10 @@ class StoreError(ValueError):
     def __init__(self, message: str, *, permanent: bool = True) -> None:
         super().__init__(message)
         self.permanent = permanent
+
+
+class RunWarning(UserWarning):
+    """Something about a run that its user should know, while the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -308,19 +310,6 @@ class Store:
                 self.client.log_artifact(run_id, str(path), folder)
             self._protect_artifacts(run_id)
 
-    def log_text(self, run_id: str, name: str, text: str) -> None:
-        """Write a text artifact, such as `report.html`; YAML is written without secrets."""
-        clean = redact_yaml(text) if name.endswith((".yaml", ".yml")) else text
-        target = PurePosixPath(name)
-        with tempfile.TemporaryDirectory(prefix="fontanel-") as scratch:
-            path = Path(scratch) / target.name
-            path.write_text(clean, encoding="utf-8")
-            self.log_artifact(run_id, path, None if target.parent == PurePosixPath() else str(target.parent))
-
-    def log_json(self, run_id: str, name: str, payload: Mapping[str, Any]) -> None:
-        """Write a JSON artifact, such as `cohort.json`, without secrets."""
-        self.log_text(run_id, name, json.dumps(redact(payload), indent=2, allow_nan=False) + "\n")
-
     def download(self, run_id: str, artifact: str) -> Path:
         """Return an artifact of a run as a file (or folder) on this machine; only to be read.
 
@@ -348,7 +337,7 @@ class Store:
         path = sqlite_path(self.uri)
         if path is None:
             return MlflowClient(self.uri)
-        _check_filesystem(path)
+        check_filesystem(path)
         make_private_folder(path.parent)
         try:
             with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT, mode=0o600):
@@ -404,7 +393,7 @@ class Store:
             _protect(top.parent)
 
 
-def _check_filesystem(path: Path) -> None:
+def check_filesystem(path: Path) -> None:
     """Refuse a database where several machines write to it through locks that do not hold."""
     if kind := network_filesystem(path):
         raise StoreError(

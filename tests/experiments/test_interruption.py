@@ -6,6 +6,7 @@ import sys
 import time
 
 from tracking.checkpoints import load_checkpoint
+from tracking.contract import newest_whole
 from tracking.store import Store
 
 CONFIG = "tests/conf/brain_age_regression.yaml"
@@ -17,7 +18,7 @@ def test_ctrl_c_is_130_and_keeps_the_checkpoint_and_the_run(tiny_cohort, tmp_pat
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
-        while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt.sha256")) and time.monotonic() < deadline:
+        while len(list(tmp_path.glob("runs/*/checkpoints/step-*.ckpt"))) < 2 and time.monotonic() < deadline:
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
@@ -25,9 +26,12 @@ def test_ctrl_c_is_130_and_keeps_the_checkpoint_and_the_run(tiny_cohort, tmp_pat
     finally:
         process.kill()
         _, stderr = process.communicate()
-    assert "fontanel: error: interrupted." in stderr
+    assert "fontanel: error: interrupted; continue with: fontanel fit --resume" in stderr
     assert "Traceback" not in stderr
     store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
     run_id = store.find_run("scratch-holdout-0-r0-s3").run_id
     assert store.client.get_run(run_id).info.status == "KILLED"
-    assert load_checkpoint(store.folder(run_id) / "checkpoints" / "last.ckpt")["global_step"] > 0
+    checkpoint, contract, problems = newest_whole(store.folder(run_id))
+    assert load_checkpoint(checkpoint)["global_step"] > 0
+    assert contract.run_id == run_id
+    assert problems == []

@@ -7,7 +7,7 @@ import pandas as pd
 
 from evaluation.predictions import read_predictions
 from experiments.cli import main
-from tracking.checkpoints import read_contract
+from tracking.contract import read_contract
 
 CONFIG = "tests/conf/brain_age_regression.yaml"
 

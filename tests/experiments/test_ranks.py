@@ -27,7 +27,7 @@ class ForkedProcess:
     def __init__(self, commands, log: Path, command: list[str], env: dict[str, str]) -> None:
         self.commands = commands
         own = {name: value for name, value in env.items() if os.environ.get(name) != value}
-        self.pid = commands.start(command[3:], log, own)
+        self.pid = commands.start(list(command[3:]), log, own)
 
     def poll(self):
         return self.commands.poll(self.pid)
@@ -59,7 +59,7 @@ def forked(monkeypatch, commands, tmp_path):
 
 
 def fit_words(table: Path, folder: Path, **fault) -> list[str]:
-    words = ["--config", str(CONFIG), "--data.table", str(table), "--output-dir", str(folder)]
+    words = ["fit", "--config", str(CONFIG), "--data.table", str(table), "--output-dir", str(folder)]
     words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     if fault:
         init = {**fault, "marker": str(folder.parent / "marker")}
@@ -80,7 +80,7 @@ def test_all_end_when_one_does(forked, tiny_cohort, tmp_path, capsys, kind, rank
     words = fit_words(tiny_cohort, folder, kind=kind, at="batch_end", step=4, rank=rank)
     code = ranks.run_ranks(words, 2, store, TIMEOUT)
     ended = time.time()
-    log = (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text(encoding="utf-8")
     happened = (tmp_path / "marker").stat().st_mtime
     assert code == 1, log
     assert ended - happened < TIMEOUT + MARGIN
@@ -89,7 +89,7 @@ def test_all_end_when_one_does(forked, tiny_cohort, tmp_path, capsys, kind, rank
     run = run_of(store)
     assert run.status == "FAILED"
     assert last_status(store.folder(run.run_id)) == "FAILED"
-    assert ranks.run_ranks(["--resume", run.run_id, "--output-dir", str(folder)], 2, store, 60.0) == 0, log
+    assert ranks.run_ranks(["fit", "--resume", run.run_id, "--output-dir", str(folder)], 2, store, 60.0) == 0, log
     assert run_of(store).status == "FINISHED"
     assert run_of(store).run_id == run.run_id
 
@@ -97,8 +97,8 @@ def test_all_end_when_one_does(forked, tiny_cohort, tmp_path, capsys, kind, rank
 def test_ctrl_c_reaches_all_once_and_a_checkpoint_is_kept(tiny_cohort, tmp_path):
     folder = tmp_path / "out"
     words = [*fit_words(tiny_cohort, folder), "--trainer.max_epochs", "10000"]
-    command = [sys.executable, "-m", "experiments.cli", "fit", *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, "-m", "experiments.cli", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while len(list(folder.glob("runs/*/checkpoints/step-*.ckpt"))) < 2 and time.monotonic() < deadline:

@@ -68,7 +68,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     store = Store(f"sqlite:///{folder}/mlflow.db", folder)
     run_id = store.start_run("age2hie/pretrain", "scratch-holdout-0-r0-s0", {"arm": "scratch"}, {"lr": "0.1"})
     store.log_points(run_id, [Point("val/mae", step, 10 / (step + 1), 1.7e9 + step) for step in range(20)])
-    store.log_text(run_id, "config.yaml", "lr: 0.1\n")
+    (folder / "config.yaml").write_text("lr: 0.1\n")
+    store.log_artifact(run_id, folder / "config.yaml")
     (folder / "cwd").mkdir()
     command = [sys.executable, "-m", "experiments.cli", "ui", "--port", "0", "--output-dir", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -114,11 +115,12 @@ def test_a_store_over_http(served: Served, tmp_path: Path) -> None:
     store = Store(f"http://{served.address}", tmp_path)
     run_id = store.start_run("over/http", "run", {"arm": "scratch"}, {"lr": "0.1"})
     store.log_points(run_id, [Point("val/mae", step, float(step), 1.7e9) for step in range(1200)])
-    store.log_json(run_id, "model/model.json", {"spacing": [2.0, 2.0, 2.0]})
+    (tmp_path / "model.json").write_text('{"spacing": [2.0, 2.0, 2.0]}')
+    store.log_artifact(run_id, tmp_path / "model.json", "model")
     assert json.loads(store.download(run_id, "model/model.json").read_text()) == {"spacing": [2.0, 2.0, 2.0]}
     assert store.find_run(run_id[:8]).study == "over/http"
     store.set_status(run_id, "FAILED")
-    store.resume_run("run")
+    store.set_status(run_id, "RUNNING")
     run = served.store.client.get_run(run_id)  # the same run, seen in the database
     assert (run.info.status, run.data.params, run.data.metrics["val/mae"]) == ("RUNNING", {"lr": "0.1"}, 1199.0)
     stored = [path for path in (served.store.output_folder / "artifacts").rglob("*") if path.name == "model.json"]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 from pytorch_lightning import Callback
@@ -57,3 +58,30 @@ class Watch(Callback):
         seen = [trainer.current_epoch, batch_idx, batch["image_id"], pixels, float(outputs["loss"])]
         with Path(f"{self.path}.{trainer.global_rank}").open("a") as file:
             file.write(json.dumps(seen) + "\n")
+
+
+class Pause(Callback):
+    """Wait at certain steps until the test has done something, and write down when each step ended.
+
+    Args:
+        folder: Where `at-<step>` says that the step has come, and `go-<step>` that the test is done; times are in
+            `times`, one a line, without the waiting.
+        steps: At which steps.
+    """
+
+    def __init__(self, folder: str, steps: list[int]) -> None:
+        self.folder = Path(folder)
+        self.steps = steps
+        self.waited = 0.0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step in self.steps:
+            start = time.monotonic()
+            (self.folder / f"at-{trainer.global_step}").touch()
+            while not (self.folder / f"go-{trainer.global_step}").exists():
+                time.sleep(0.02)
+            self.waited += time.monotonic() - start
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with (self.folder / "times").open("a") as file:
+            file.write(f"{time.monotonic() - self.waited}\n")

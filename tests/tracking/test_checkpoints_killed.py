@@ -1,6 +1,11 @@
 import errno
 import os
-from collections.abc import Callable
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,17 +47,6 @@ def fail_at(count: int, fault: Callable[[], None], monkeypatch: pytest.MonkeyPat
     return lambda: calls
 
 
-def run_in_fork(work: Callable[[], None]) -> int:
-    """Do work in a child process, which costs no import, and return its exit code."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def test_the_number_of_fault_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_checkpoint(checkpoint(1), tmp_path / "best.ckpt")
     calls = fail_at(0, lambda: None, monkeypatch)
@@ -62,7 +56,9 @@ def test_the_number_of_fault_points(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("first_hash", [True, False])
-def test_killed_anywhere_while_saving(first_hash: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_any_call_while_saving(
+    first_hash: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_in_fork: Callable[..., int]
+) -> None:
     found = []
     for count in range(1, NUM_FAULT_POINTS + 1):
         path = tmp_path / str(count) / "best.ckpt"
@@ -81,6 +77,62 @@ def test_killed_anywhere_while_saving(first_hash: bool, tmp_path: Path, monkeypa
         assert sorted(p.name for p in path.parent.iterdir()) == ["best.ckpt", "best.ckpt.sha256"]
     assert found == sorted(found)
     assert set(found) == {1, 2}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Put TMPDIR on another filesystem than the checkpoints, where one is to be had."""
+    other = Path("/dev/shm")  # a file made there could not be renamed to its target
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second filesystem for TMPDIR")
+    folder = Path(tempfile.mkdtemp(dir=other, prefix="fontanel-test-"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def kill_while_saving(path: Path, contents: list[dict[str, object]], delay: float) -> None:
+    """Let a child save one content after the other, for ever, and kill it some time after its first save began."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(tell, b"y")
+            while True:
+                for content in contents:
+                    save_checkpoint(content, path)
+        finally:
+            os._exit(1)
+    try:
+        assert os.read(told, 1) == b"y"
+        time.sleep(delay)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        os.close(told)
+        os.close(tell)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_while_saving(kills: int, elsewhere: Path, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    contents = [checkpoint(epoch) for epoch in range(1, 10)]
+    save_checkpoint(contents[0], path)
+    delays = random.Random(0)
+    torn = whole = 0
+    for _ in range(kills):
+        kill_while_saving(path, contents, delays.uniform(0, 0.02))
+        torn += any(leftover.suffix == ".tmp" for leftover in path.parent.iterdir())
+        assert_whole(path, set(range(1, 10)))
+        whole += 1
+    assert whole == kills
+    assert torn >= kills // 10, "the kills came while files were written"
+    save_checkpoint(contents[0], path)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["best.ckpt", "best.ckpt.sha256"]
+    assert assert_whole(path, {1}) == 1
+    assert list(elsewhere.iterdir()) == [], "nothing was written to TMPDIR"
 
 
 @pytest.mark.parametrize("count", range(1, NUM_FAULT_POINTS + 1))

@@ -1,18 +1,21 @@
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tracking.checkpoints import (
+from tracking.checkpoints import CheckpointError, export_model, save_checkpoint
+from tracking.contract import (
+    CHECKPOINTS,
     CheckpointContract,
-    CheckpointError,
-    export_model,
+    checkpoint_name,
     find_checkpoint,
+    newest_first,
+    newest_whole,
     read_contract,
-    save_checkpoint,
 )
 
 CONTRACT = CheckpointContract(
@@ -22,7 +25,7 @@ CONTRACT = CheckpointContract(
 
 def test_of_a_file_and_of_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    save_checkpoint({"fontanel": CONTRACT.as_dict()}, folder / "checkpoints" / "last.ckpt")
+    save_checkpoint({"fontanel": CONTRACT.as_dict()}, folder / "checkpoints" / "step-00000008.ckpt")
     assert read_contract(folder) == read_contract(folder / "checkpoints") == CONTRACT
     save_checkpoint({"fontanel": CONTRACT.as_dict()}, folder / "checkpoints" / "best.ckpt")
     assert find_checkpoint(folder) == folder / "checkpoints" / "best.ckpt"
@@ -38,8 +41,8 @@ def test_an_empty_folder(tmp_path: Path) -> None:
     ("record", "message"),
     [
         (None, "not from a Fontanel run"),
-        ({"format": 2}, "has format 2"),
-        ({"format": 1, "config": ""}, "incomplete record"),
+        ({"format": 1}, "has format 1"),
+        ({"format": 2, "config": ""}, "incomplete record"),
         ({**CONTRACT.as_dict(), "more": 1}, "incomplete record"),
     ],
 )
@@ -47,6 +50,73 @@ def test_what_other_programs_and_versions_wrote(record: object, message: str, tm
     save_checkpoint({"state_dict": {}} if record is None else {"fontanel": record}, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=message):
         read_contract(tmp_path / "a.ckpt")
+
+
+def save_steps(folder: Path, *steps: int) -> list[Path]:
+    paths = [folder / CHECKPOINTS / checkpoint_name(step) for step in steps]
+    for step, path in zip(steps, paths, strict=True):
+        state = {"w": torch.full((50,), float(step))}
+        save_checkpoint({"fontanel": {**CONTRACT.as_dict(), "journal": step}, "state_dict": state}, path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    save_steps(folder, 4, 8)
+    return folder
+
+
+def test_steps_are_sorted_as_numbers(tmp_path: Path) -> None:
+    paths = save_steps(tmp_path, 9, 10, 99_999_999)
+    save_checkpoint({}, tmp_path / CHECKPOINTS / "best.ckpt")
+    assert newest_first(tmp_path / CHECKPOINTS) == paths[::-1]
+    assert find_checkpoint(tmp_path).name == "best.ckpt"
+    assert newest_whole(tmp_path)[0] == paths[-1]
+
+
+@pytest.mark.parametrize("place", range(20))
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_a_damaged_newest_falls_back_to_the_one_before(
+    damage: str, place: int, two_steps: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(two_steps, tmp_path / "run")
+    newest, older = newest_first(folder / CHECKPOINTS)
+    content = bytearray(newest.read_bytes())
+    position = place * (len(content) - 1) // 19
+    if damage == "flip":
+        content[position] ^= 1 << place % 8
+    newest.write_bytes(content if damage == "flip" else content[:position])
+    found, contract, problems = newest_whole(folder)
+    assert (found, contract.journal) == (older, 4)
+    assert len(problems) == 1
+    assert "step-00000008.ckpt is not what was written" in problems[0]
+
+
+@pytest.mark.parametrize("damage", ["flip", "empty", "gone"])
+def test_a_damaged_or_lost_hash(damage: str, two_steps: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(two_steps, tmp_path / "run")
+    recorded = folder / CHECKPOINTS / "step-00000008.ckpt.sha256"
+    if damage == "gone":
+        recorded.unlink()
+    else:
+        recorded.write_text("0" + recorded.read_text()[1:] if damage == "flip" else "")
+    found, _, problems = newest_whole(folder)
+    assert (found.name, len(problems)) == (("step-00000008.ckpt", 0) if damage == "gone" else ("step-00000004.ckpt", 1))
+
+
+def test_none_that_is_whole_names_every_problem(two_steps: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(two_steps, tmp_path / "run")
+    for path in newest_first(folder / CHECKPOINTS):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="has no checkpoint to resume from") as caught:
+        newest_whole(folder)
+    assert [line.split("/")[-1].split()[0] for line in str(caught.value).splitlines()[1:]] == [
+        "step-00000008.ckpt",
+        "step-00000004.ckpt",
+    ]
+    with pytest.raises(CheckpointError, match="has no checkpoint to resume from"):
+        newest_whole(tmp_path)
 
 
 def test_export(tmp_path: Path) -> None:
@@ -59,7 +129,7 @@ def test_export(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], state[name]) for name in state)
     model = json.loads(description.read_text())
     assert model["spacing"] == [2.0, 2.0, 2.0]
-    assert model["format"] == 1
+    assert model["format"] == 2
     assert model["weights"] == {
         "file": "weights.safetensors",
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tracking.store import Store, StoreError, tracking_uri
+from tracking.store import Point, Store, StoreError, tracking_uri
 
 
 def test_find_by_id_prefix_name_and_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = store.start_run("a", "scratch-holdout-0-r0-s0", {"arm": "scratch"})
     other = store.start_run("b", "pretrained-holdout-0-r0-s0", {})
     length = next(n for n in range(6, 33) if not other.startswith(run_id[:n]))
+    store.folder(run_id).mkdir(parents=True)
     monkeypatch.chdir(store.folder(run_id).parent)
     for reference in (run_id, run_id[:length], "scratch-holdout-0-r0-s0", store.folder(run_id), run_id + "/"):
         found = store.find_run(reference)
@@ -51,27 +52,37 @@ def test_a_deleted_run_is_not_found(store: Store) -> None:
 
 
 def start_one(folder: Path, barrier: "multiprocessing.synchronize.Barrier", index: int) -> None:
-    from mlflow import MlflowClient  # noqa: F401 - imported before the race, so that it is one
-
     barrier.wait(60)
-    Store(tracking_uri(None, folder), folder).start_run("study", f"run-{index}", {}, {"index": str(index)})
+    store = Store(tracking_uri(None, folder), folder)
+    run_id = store.start_run("study", f"run-{index}", {}, {"index": str(index)})
+    store.log_points(run_id, [Point("val/mae", step, index + step / 7, 1e9 + step) for step in range(3)])
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_four_processes_on_a_fresh_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("repeat", range(5))
+def test_eight_processes_on_a_fresh_store(repeat: int, tmp_path: Path) -> None:
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401 - once, before the race, so that it is one
+
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(4)
-    processes = [context.Process(target=start_one, args=(tmp_path, barrier, index)) for index in range(4)]
+    barrier = context.Barrier(8)
+    processes = [context.Process(target=start_one, args=(tmp_path, barrier, index)) for index in range(8)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert [process.exitcode for process in processes] == [0] * 8
     store = Store(tracking_uri(None, tmp_path), tmp_path)
     assert store.client.get_experiment("0").artifact_location == (tmp_path / "artifacts" / "0").as_uri()
-    assert {store.find_run(f"run-{index}").study for index in range(4)} == {"study"}
+    for index in range(8):
+        run = store.find_run(f"run-{index}")
+        assert (run.study, run.status) == ("study", "RUNNING")
+        assert store.client.get_run(run.run_id).data.params == {"index": str(index)}
+        history = store.client.get_metric_history(run.run_id, "val/mae")
+        assert [(point.step, point.value) for point in history] == [(step, index + step / 7) for step in range(3)]
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (8,)
+        assert connection.execute("SELECT count(*) FROM metrics").fetchone() == (24,)
 
 
 def test_opening_a_store_imports_no_flavour(store: Store) -> None:
