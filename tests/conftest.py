@@ -2,6 +2,8 @@
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import nibabel as nib
@@ -76,3 +78,27 @@ def tiny_cohort(tmp_path_factory) -> Path:
 def make_tiny_cohort():
     """A function of a folder and a number of participants that writes a cohort and returns its table."""
     return write_tiny_cohort
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory):
+    """The database of a store nobody has used."""
+    from tracking.store import Store
+
+    folder = tmp_path_factory.mktemp("fresh")
+    Store(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def make_database(fresh_database):
+    """A function of a folder that puts an empty store there: making its tables takes seconds, copying them does not."""
+
+    def copy(folder: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "mlflow.db"
+        with closing(sqlite3.connect(fresh_database)) as source, closing(sqlite3.connect(path)) as target:
+            source.backup(target)
+        return path
+
+    return copy

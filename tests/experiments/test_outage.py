@@ -54,8 +54,9 @@ def assert_arrived(client, folder):
     assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"checkpoints", "config.yaml", "model"}
 
 
-def test_a_server_that_dies_and_comes_back(commands, tiny_cohort, tmp_path):
+def test_a_server_that_dies_and_comes_back(commands, make_database, tiny_cohort, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
+    make_database(folder)
     server = TrackingServer(f"sqlite:///{folder / 'mlflow.db'}", folder, port=0)
     server.start()
     try:
@@ -79,8 +80,9 @@ def test_a_server_that_dies_and_comes_back(commands, tiny_cohort, tmp_path):
         server.stop()
 
 
-def test_a_server_that_never_comes_back_and_one_that_never_was(commands, tiny_cohort, tmp_path):
+def test_a_server_that_never_comes_back_and_one_that_never_was(commands, make_database, tiny_cohort, tmp_path):
     folder, log = tmp_path / "out", tmp_path / "log"
+    make_database(folder)
     server = TrackingServer(f"sqlite:///{folder / 'mlflow.db'}", folder, port=0)
     server.start()
     address = server.address

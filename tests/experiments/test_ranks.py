@@ -74,9 +74,9 @@ def run_of(store: Store):
 
 @pytest.mark.parametrize("kind", ["SIGKILL", "raise", "SIGSTOP"])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_end_when_one_does(forked, tiny_cohort, tmp_path, capsys, kind, rank):
+def test_all_end_when_one_does(forked, make_database, tiny_cohort, tmp_path, capsys, kind, rank):
     folder = tmp_path / "out"
-    store = Store(f"sqlite:///{folder / 'mlflow.db'}", folder)
+    store = Store(f"sqlite:///{make_database(folder)}", folder)
     words = fit_words(tiny_cohort, folder, kind=kind, at="batch_end", step=4, rank=rank)
     code = ranks.run_ranks(words, 2, store, TIMEOUT)
     ended = time.time()

@@ -27,8 +27,9 @@ POINTS = {
 class Lab:
     """One cohort and one place for the runs of a test."""
 
-    def __init__(self, commands, table: Path, folder: Path, options: Sequence[str] = (), world_size: int = 1) -> None:
-        self.commands, self.table, self.folder = commands, table, folder
+    def __init__(self, tools, table: Path, folder: Path, options: Sequence[str] = (), world_size: int = 1) -> None:
+        self.commands, self.make_database = tools
+        self.table, self.folder = table, folder
         self.world_size = world_size
         self.options = options
 
@@ -40,6 +41,7 @@ class Lab:
             marker = str(self.folder / f"{name}.marker")
             init = {"kind": kind, "at": at, "step": step, "marker": marker, "rank": self.world_size - 1}
             callbacks.append({"class_path": "faults.Fault", "init_args": init})
+        self.make_database(self.folder / name)
         words = ["fit", "--config", str(CONFIG), "--data.table", str(self.table), *self.options, *more]
         return self.run(name, [*words, f"--trainer.callbacks={json.dumps(callbacks)}"])
 
@@ -104,11 +106,16 @@ def assert_equal(ours, theirs, place: str) -> None:
         assert ours == theirs, place
 
 
+@pytest.fixture(scope="module")
+def tools(commands, make_database):
+    return commands, make_database
+
+
 @pytest.fixture(scope="module", params=[(0, 1), (2, 1), (0, 2), (2, 2)], ids=lambda p: f"workers{p[0]}-processes{p[1]}")
-def lab(request, commands, tiny_cohort, tmp_path_factory):
+def lab(request, tools, tiny_cohort, tmp_path_factory):
     num_workers, world_size = request.param
     options = ["--data.num_workers", str(num_workers)]
-    lab = Lab(commands, tiny_cohort, tmp_path_factory.mktemp("lab"), options, world_size)
+    lab = Lab(tools, tiny_cohort, tmp_path_factory.mktemp("lab"), options, world_size)
     assert lab.fit("whole") == [0] * lab.world_size, lab.log("whole")
     return lab
 
@@ -140,16 +147,16 @@ def test_killed_and_resumed_is_not_killed(lab):
     ids=["accumulated", "validated-every-batch", "validated-every-second-epoch"],
 )
 @pytest.mark.parametrize("at", ["batch_start", "batch_end"])
-def test_other_rhythms(options, at, commands, tiny_cohort, tmp_path):
-    lab = Lab(commands, tiny_cohort, tmp_path, options)
+def test_other_rhythms(options, at, tools, tiny_cohort, tmp_path):
+    lab = Lab(tools, tiny_cohort, tmp_path, options)
     assert lab.fit("whole") == [0], lab.log("whole")
     assert lab.fit("stopped", ("SIGTERM", at, 4)) == [130], lab.log("stopped")
     assert lab.resume("stopped") == [0], lab.log("stopped")
     assert_same(lab, "stopped")
 
 
-def test_a_finished_training_is_continued(commands, tiny_cohort, tmp_path):
-    lab = Lab(commands, tiny_cohort, tmp_path)
+def test_a_finished_training_is_continued(tools, tiny_cohort, tmp_path):
+    lab = Lab(tools, tiny_cohort, tmp_path)
     assert lab.fit("whole") == [0], lab.log("whole")
     assert lab.fit("longer", None, "--trainer.max_epochs", "2") == [0], lab.log("longer")
     assert lab.resume("longer") == [0]

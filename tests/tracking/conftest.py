@@ -1,7 +1,5 @@
 import os
-import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,21 +16,11 @@ from tracking.logger import RunLogger
 from tracking.store import Store, tracking_uri
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of a store nobody has used: making its tables takes seconds, copying it does not."""
-    folder = tmp_path_factory.mktemp("fresh")
-    Store(f"sqlite:///{folder / 'mlflow.db'}", folder)
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(make_database: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """An empty store in `tmp_path/out`, seen from an empty working directory."""
     folder = tmp_path / "out"
-    folder.mkdir()
-    with closing(sqlite3.connect(fresh_database)) as source, closing(sqlite3.connect(folder / "mlflow.db")) as copy:
-        source.backup(copy)
+    make_database(folder)
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
