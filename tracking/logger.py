@@ -328,14 +328,17 @@ class PointBuffer:
             key = self._names.get(name) or self._names.setdefault(name, valid_name(name))  # MLflow refuses some
             if (key, step) in self._waiting or self._written.get(key, {}).get(step >> 10, 0) >> (step & 1023) & 1:
                 continue
-            self._waiting[key, step] = (value.detach().clone() if isinstance(value, Tensor) else float(value), now)
+            if isinstance(value, Tensor):
+                self._waiting[key, step] = (value.detach().to(torch.float64, copy=True), now)
+            else:
+                self._waiting[key, step] = (float(value), now)
 
     def points(self) -> list[Point]:
         """Return what waits, in the order of adding; tensors are read here, all at once per device."""
         tensors: dict[torch.device, dict[tuple[str, int], Tensor]] = {}
         for place, (value, _) in self._waiting.items():
             if isinstance(value, Tensor):
-                tensors.setdefault(value.device, {})[place] = value.reshape(()).to(torch.float64)
+                tensors.setdefault(value.device, {})[place] = value.reshape(()) if value.ndim else value
         read: dict[tuple[str, int], float] = {}
         for scalars in tensors.values():
             read.update(zip(scalars, torch.stack(list(scalars.values())).tolist(), strict=True))

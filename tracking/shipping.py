@@ -23,6 +23,7 @@ from tracking.store import MINIMUM_PREFIX, Point, RunInfo, Store, StoreError
 
 CHUNK = 1000  # points in one request: as many as MLflow takes
 JOURNAL_TAG = "journal"  # names the journal of a run, so that a run whose start got no answer is found again
+SHARE = 0.1  # of its time that the delivering thread works while a training runs beside it: both need the interpreter
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0  # seconds between two tries; doubled each time
 ENDED = ("FINISHED", "FAILED", "KILLED")
 
@@ -141,9 +142,9 @@ class Shipper(threading.Thread):
         self.delivery = delivery
         self.failure: StoreError | OSError | None = None
         self._limit = 0
-        self._ending = False
         self._given_up = False
         self._wake = threading.Event()
+        self._ended = threading.Event()
 
     def release(self, offset: int) -> None:
         """Allow delivery up to an offset of the journal."""
@@ -156,7 +157,7 @@ class Shipper(threading.Thread):
         Args:
             patience: Seconds without progress after which it is given up.
         """
-        self._ending = True
+        self._ended.set()
         self._wake.set()
         sent, since = self.delivery.cursor.sent, time.monotonic()
         while self.is_alive() and time.monotonic() - since < patience:
@@ -172,18 +173,26 @@ class Shipper(threading.Thread):
         delay = FIRST_DELAY
         while not self._given_up:
             self._wake.clear()
+            start = time.monotonic()
             try:
-                while not self._given_up and self.delivery.chunk(self._limit):
-                    self.failure = None
-                    delay = FIRST_DELAY
+                more = self.delivery.chunk(self._limit)
             except (StoreError, OSError) as error:
                 self.failure = error
                 self._wake.wait(delay)
                 delay = min(2 * delay, LONGEST_DELAY)
+                continue
+            if more:
+                self.failure = None
+                delay = FIRST_DELAY
+                self._rest((time.monotonic() - start) * (1 / SHARE - 1))
+            elif self._ended.is_set() and self.delivery.cursor.sent >= self._limit:
+                return
             else:
-                if self._ending and self.delivery.cursor.sent >= self._limit:
-                    return
                 self._wake.wait()
+
+    def _rest(self, seconds: float) -> None:
+        """Leave the interpreter to the training, unless it is over."""
+        self._ended.wait(seconds)
 
 
 @dataclass(frozen=True)
