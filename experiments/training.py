@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from tracking.journal import last_status
 from tracking.keeper import CheckpointKeeper
 from tracking.logger import RunLogger
 from tracking.shipping import find_folder
-from tracking.store import RunStatus, Store
+from tracking.store import RunStatus, RunWarning, Store
 
 
 @dataclass
@@ -32,15 +33,13 @@ class Training:
         cli: Its configuration, model and datamodule.
         logger: Logger of the run.
         contract: What a checkpoint of this run says of itself.
-        checkpoint: Checkpoint that the training continues from.
-        is_over: Whether only the export is left to do.
+        point: Where the run is resumed, None for a new one.
     """
 
     cli: FontanelCLI
     logger: RunLogger
     contract: CheckpointContract
-    checkpoint: Path | None = None
-    is_over: bool = False
+    point: "ResumePoint | None" = None
 
     @classmethod
     def start(cls, cli: FontanelCLI, *, study: str, arm: str, store: Store) -> "Training":
@@ -60,7 +59,7 @@ class Training:
         logger = RunLogger(store, study, name, tags)
         seen = seen_images(cli)
         contract = CheckpointContract(cli.resolved(), logger.run_id, study, name, data.split.as_dict(), seen, key)
-        return cls(cli, logger, contract, cli.config["ckpt_path"] and Path(cli.config["ckpt_path"]))
+        return cls(cli, logger, contract)
 
     @classmethod
     def resume(cls, cli: FontanelCLI, point: "ResumePoint", store: Store) -> "Training":
@@ -68,7 +67,7 @@ class Training:
         contract = point.contract
         run_id, offset = contract.run_id, contract.journal
         logger = RunLogger(store, contract.study, contract.run_name, {}, run_id=run_id, offset=offset)
-        return cls(cli, logger, replace(contract, config=cli.resolved()), point.checkpoint, point.is_over)
+        return cls(cli, logger, replace(contract, config=cli.resolved()), point)
 
     @property
     def run_id(self) -> str:
@@ -86,13 +85,12 @@ class Training:
         with self._closing():
             self._record()
             trainer = self.cli.make_trainer(self.logger, self._callbacks())
-            if not self.is_over:
-                trainer.fit(
-                    self.cli.model,
-                    datamodule=self.cli.datamodule,
-                    ckpt_path=self.checkpoint and str(self.checkpoint),
-                    weights_only=True,
-                )
+            if self.point is not None:
+                self.point.warn_of_other_processes(trainer.world_size)
+            if self.point is None or not self.point.is_over:
+                checkpoint = self.cli.config["ckpt_path"] if self.point is None else str(self.point.checkpoint)
+                data = self.cli.datamodule
+                trainer.fit(self.cli.model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
             if trainer.is_global_zero:
                 self._export()
 
@@ -210,6 +208,13 @@ class ResumePoint:
     def is_done(self) -> bool:
         """Whether nothing at all is left to do."""
         return self.is_over and last_status(self.folder) == "FINISHED"
+
+    def warn_of_other_processes(self, num_processes: int) -> None:
+        """Say that the training will not be the same one where the number of processes is another."""
+        before = self.contract.world_size
+        if num_processes != before:
+            text = f"Run {self.contract.run_id} was trained in {before} processes and goes on in {num_processes}"
+            warnings.warn(f"{text}: in the same order, but not to the same bits.", RunWarning, stacklevel=2)
 
     def _restore_threads(self, wanted: int | None) -> None:
         """Compute with as many threads as before: another number rounds otherwise."""

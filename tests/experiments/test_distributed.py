@@ -69,3 +69,16 @@ def test_a_test_in_two_processes_is_kept_once(trained, commands):
     assert len(rows) == rows["participant_id"].nunique() > 0
     assert len(store.client.get_metric_history(run_id, "test/mae")) == 1
     assert store.client.get_run(run_id).info.status == "FINISHED"
+
+
+def test_another_number_of_processes_goes_on_with_a_warning(trained, commands):
+    folder, _ = trained
+    words = ["fit", "--resume", "scratch-holdout-0-r0-s3", "--output-dir", str(folder / "out")]
+    words += ["--trainer.max_epochs", "4", "--trainer.devices", "1", "--trainer.strategy", "auto"]
+    assert commands.run_all(words, 1, folder / "log-alone") == [0], (folder / "log-alone").read_text(encoding="utf-8")
+    log = (folder / "log-alone").read_text(encoding="utf-8")
+    assert "fontanel: warning: Run" in log
+    assert "was trained in 2 processes and goes on in 1" in log
+    store = store_of(folder)
+    run_id = store.find_run("scratch-holdout-0-r0-s3").run_id
+    assert len(store.client.get_metric_history(run_id, "val/mae")) == 4
