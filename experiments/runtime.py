@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from datamodules.base import BaseDataModule
+from experiments.cli import format_warning
 from experiments.epochs import LiveProgressBar, PlainProgressBar
 from lightning_modules.base import BaseModule
 from tracking.checkpoints import AtomicCheckpointIO
@@ -25,6 +26,7 @@ from tracking.store import Store, StoreError
 
 # Lightning advertises and repeats the obvious on every start. Its warnings stay, but for those about torch's internals,
 # the checkpoint keeper that an evaluation does not need, loader processes, which we do without, and few steps an epoch.
+warnings.formatwarning = format_warning  # Lightning has put its own in its place when it was imported
 for name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", module=r"pytorch_lightning\..*")

@@ -94,6 +94,7 @@ def test_a_server_that_never_comes_back_and_one_that_never_was(commands, make_da
         (tmp_path / "go-20").touch()
         assert commands.wait(pid) == 0, log.read_text(encoding="utf-8")
         first = run_folder(folder)
+        assert "fontanel: warning: The store" in log.read_text(encoding="utf-8")
         assert f"fontanel sync {first.name}" in log.read_text(encoding="utf-8")
         assert len([point for point in points_of(first) if point.key == "train/loss"]) == NUM_STEPS
         assert read_cursor(first).sent < journal_size(first)

@@ -17,7 +17,7 @@ from tracking.store import Store
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ROOT / "conf" / "brain_age_resumable.yaml"
-TIMEOUT = 4.0  # seconds without a batch; a step takes a twentieth of one
+TIMEOUT = 8.0  # seconds without a batch; a step takes a twentieth of one
 MARGIN = 30.0  # seconds that the end may take beyond
 
 
