@@ -140,7 +140,8 @@ class RankGroup:
         codes = self._codes()
         if not any(codes):
             return 0
-        return INTERRUPTED if self._signals and set(codes) <= {0, INTERRUPTED, -signal.SIGKILL} else 1
+        asked = {0, INTERRUPTED, -signal.SIGKILL, *(-number for number in STOP_SIGNALS)}  # before a training, they kill
+        return INTERRUPTED if self._signals and asked.issuperset(codes) else 1
 
     def _codes(self) -> list[int | None]:
         return [process.poll() for process in self.processes]

@@ -184,15 +184,11 @@ class Shipper(threading.Thread):
             if more:
                 self.failure = None
                 delay = FIRST_DELAY
-                self._rest((time.monotonic() - start) * (1 / SHARE - 1))
+                self._ended.wait((time.monotonic() - start) * (1 / SHARE - 1))
             elif self._ended.is_set() and self.delivery.cursor.sent >= self._limit:
                 return
             else:
                 self._wake.wait()
-
-    def _rest(self, seconds: float) -> None:
-        """Leave the interpreter to the training, unless it is over."""
-        self._ended.wait(seconds)
 
 
 @dataclass(frozen=True)
