@@ -111,7 +111,10 @@ def tools(commands, make_database):
     return commands, make_database
 
 
-@pytest.fixture(scope="module", params=[(0, 1), (2, 1), (0, 2), (2, 2)], ids=lambda p: f"workers{p[0]}-processes{p[1]}")
+KINDS = [(0, 1), (2, 1), (0, 2), pytest.param((2, 2), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"workers{kind[0]}-processes{kind[1]}")
 def lab(request, tools, tiny_cohort, tmp_path_factory):
     num_workers, world_size = request.param
     options = ["--data.num_workers", str(num_workers)]
@@ -137,16 +140,20 @@ def test_killed_and_resumed_is_not_killed(lab):
     assert_same(lab, "killed")
 
 
+ACCUMULATED = ["--trainer.accumulate_grad_batches", "2", "--data.batch_size", "2"]
+EVERY_BATCH, EVERY_SECOND_EPOCH = ["--trainer.val_check_interval", "1"], ["--trainer.check_val_every_n_epoch", "2"]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "at"),
     [
-        ["--trainer.accumulate_grad_batches", "2", "--data.batch_size", "2"],
-        ["--trainer.val_check_interval", "1"],
-        ["--trainer.check_val_every_n_epoch", "2"],
+        (ACCUMULATED, "batch_start"),
+        (ACCUMULATED, "batch_end"),
+        (EVERY_BATCH, "batch_end"),
+        (EVERY_SECOND_EPOCH, "batch_start"),
     ],
-    ids=["accumulated", "validated-every-batch", "validated-every-second-epoch"],
+    ids=["accumulated-start", "accumulated-end", "validated-every-batch", "validated-every-second-epoch"],
 )
-@pytest.mark.parametrize("at", ["batch_start", "batch_end"])
 def test_other_rhythms(options, at, tools, tiny_cohort, tmp_path):
     lab = Lab(tools, tiny_cohort, tmp_path, options)
     assert lab.fit("whole") == [0], lab.log("whole")
