@@ -58,9 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
         example = "--config experiments/age2hie/phantom_pretrain.yaml"
         return complain(f"name a configuration, such as {example}.", WRONG_USAGE)
     if arguments.resume is None:
-        point, cli = None, FontanelCLI(words)
+        store, point, cli = None, None, FontanelCLI(words)
     else:
-        point = ResumePoint.of(arguments.resume, words, open_store(arguments))
+        store = open_store(arguments)
+        point = ResumePoint.of(arguments.resume, words, store)
         cli = point.rebuild()
     if arguments.print_config:
         print(cli.resolved(), end="")
@@ -69,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Run {point.contract.run_id} is finished. To train on, give a larger --trainer.max_epochs.")
         return 0
     cli.datamodule.assign_splits()  # a cohort that is refused leaves no trace in the store
-    store = open_store(arguments)
+    store = store or open_store(arguments)
     if (code := spread("fit", arguments.words, cli, store, arguments.step_timeout)) is not None:
         return code
     if point is None:

@@ -8,7 +8,6 @@ processes (torchrun, SLURM), it is left to that.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,10 +17,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from experiments.cli import INTERRUPTED
 from tracking.heartbeat import HEARTBEAT, Pulse
-from tracking.interruption import STOP_SIGNALS
+from tracking.interruption import STOP_SIGNALS, STOPPING
 from tracking.logger import RUN_FILE
 from tracking.processes import dies_with_parent
+from tracking.server import HOST, free_port
 from tracking.shipping import settle
 from tracking.store import Store, StoreError
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 GRACE = 10.0  # seconds that the others have to end by themselves when one has failed
 INTERVAL = 0.2  # seconds between two looks
-INTERRUPTED = 130
 _OUTSIDE = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # set where the processes were started already
 
 
@@ -106,8 +106,8 @@ class RankGroup:
         self._signals = 0
         command = [sys.executable, "-m", "experiments.cli", *words]
         shared = {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_ADDR": HOST,
+            "MASTER_PORT": str(free_port(HOST, 0)),
             "NODE_RANK": "0",
             "WORLD_SIZE": str(num),
             HEARTBEAT: str(scratch / "heartbeat"),
@@ -184,7 +184,7 @@ class RankGroup:
             for process in self.processes:
                 process.kill()
             return
-        sys.stderr.write("\nStopping at the next batch, after a checkpoint; Ctrl-C again quits at once.\n")
+        sys.stderr.write(STOPPING)
         for process in self.processes:
             process.send_signal(number)
 
@@ -198,9 +198,3 @@ def start_process(command: Sequence[str], environment: Mapping[str, str]) -> sub
 
 def _share_of_processors(num: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // num)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

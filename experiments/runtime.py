@@ -152,17 +152,24 @@ def restore(reference: str, words: Sequence[str], store: Store, scratch: Path) -
         reference: Run id, run name, run folder, or checkpoint file.
         words: Further arguments, such as `["--data.table", "new.tsv"]`.
         store: Where runs are looked up.
-        scratch: Folder for the configuration and the split on their way.
+        scratch: Folder for the split on its way.
     """
     checkpoint = locate_checkpoint(reference, store)
     contract = read_contract(checkpoint)
-    config, folds = scratch / "config.yaml", scratch / "folds.json"
-    config.write_text(contract.config, encoding="utf-8")
+    folds = scratch / "folds.json"
     folds.write_text(contract.split_json, encoding="utf-8")
     alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
-    cli = FontanelCLI(["--config", str(config), "--data.split_file", str(folds), *alone, *words])
+    cli = rebuild(contract, ["--data.split_file", str(folds), *alone, *words])
     cli.datamodule.seen_images = frozenset(contract.training_images)
     return Restored(cli, contract, checkpoint)
+
+
+def rebuild(contract: CheckpointContract, words: Sequence[str]) -> FontanelCLI:
+    """Return the configuration that a checkpoint carries, with later words on top."""
+    with scratch_folder() as scratch:
+        config = scratch / "config.yaml"
+        config.write_text(contract.config, encoding="utf-8")
+        return FontanelCLI(["--config", str(config), *words])
 
 
 @contextmanager

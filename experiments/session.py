@@ -2,10 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -13,11 +11,10 @@ from evaluation.assessment import Assessment, assess
 from evaluation.predictions import normalise_predictions, read_predictions, write_predictions
 from experiments.reporting import write_run_report
 from tracking.contract import CheckpointContract
-from tracking.journal import journal_size, read_cursor, read_start
+from tracking.journal import read_cursor, read_start, undelivered
 from tracking.shipping import settle
 from tracking.store import Point, Store
 
-PROTOCOL = "holdout"
 PREDICTIONS = "predictions.parquet"
 REPORT = "report.html"
 PLACE = ["split", "dataset"]
@@ -42,7 +39,7 @@ class Session:
     def reopen(cls, contract: CheckpointContract, store: Store) -> "Session":
         """Open the run that a checkpoint came from, to add to it; what of it has not reached the store goes first."""
         folder = store.folder(contract.run_id)
-        if read_start(folder) is not None and journal_size(folder) > read_cursor(folder).sent:
+        if read_start(folder) is not None and undelivered(folder):
             settle(store, folder)
         return cls(store, contract, read_cursor(folder).run_id or contract.run_id)
 
@@ -102,8 +99,3 @@ def summary(split: str, assessment: Assessment) -> dict[str, float]:
         for end, value in (("", estimate.estimate), ("_low", estimate.low), ("_high", estimate.high))
     }
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def training_sites(facts: Mapping[str, Any]) -> str:
-    """Return the sites of the training part, joined by +, from the cohort's facts."""
-    return "+".join(sorted({count["site"] for count in facts["counts"] if count["split"] == "train"}))

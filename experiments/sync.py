@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Deliver, and say what."""
     from experiments.options import open_store
-    from tracking.journal import journal_size, read_cursor, read_start
+    from tracking.journal import read_cursor, read_start, undelivered
     from tracking.progress import progress
     from tracking.shipping import find_folder, run_folders, settle
 
     store = open_store(arguments)
     folders = run_folders(store) if arguments.reference is None else [find_folder(store, arguments.reference)]
-    waiting = [folder for folder in folders if journal_size(folder) > read_cursor(folder).sent]
+    waiting = [folder for folder in folders if undelivered(folder)]
     with progress("Delivering runs", len(waiting)) as advance:
         for folder in waiting:
             delivered = settle(store, folder)

@@ -3,16 +3,16 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback
 
-from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI, scratch_folder
-from experiments.session import PROTOCOL, training_sites
+from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI, rebuild
 from tracking.checkpoints import export_model, load_checkpoint
 from tracking.contract import CHECKPOINTS, CheckpointContract, newest_whole
 from tracking.environment import environment_facts
@@ -23,6 +23,8 @@ from tracking.keeper import CheckpointKeeper
 from tracking.logger import RunLogger
 from tracking.shipping import find_folder
 from tracking.store import RunStatus, RunWarning, Store
+
+PROTOCOL = "holdout"
 
 
 @dataclass
@@ -185,10 +187,7 @@ class ResumePoint:
         Raises:
             ConfigurationError: If the training could not be the same one.
         """
-        with scratch_folder() as scratch:
-            config = scratch / "config.yaml"
-            config.write_text(self.contract.config, encoding="utf-8")
-            cli = FontanelCLI(["--config", str(config), *self.words])
+        cli = rebuild(self.contract, self.words)
         self._restore_threads(cli.config["num_threads"])
         data = cli.datamodule
         data.assign_splits()
@@ -231,3 +230,8 @@ def seen_images(cli: FontanelCLI) -> list[str]:
     """Return the content hashes of the images that the weights, or their choice, will have seen."""
     data = cli.datamodule
     return sorted({hashed for sample in data.part("train", "val") for hashed in data.image_hashes(sample)})
+
+
+def training_sites(facts: Mapping[str, Any]) -> str:
+    """Return the sites of the training part, joined by +, from the cohort's facts."""
+    return "+".join(sorted({count["site"] for count in facts["counts"] if count["split"] == "train"}))

@@ -8,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C; the scheduler's last, and early, warning
+STOPPING = "\nStopping at the next batch, after a checkpoint; Ctrl-C again quits at once.\n"
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -44,4 +45,4 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # the system's own handler needs no interpreter to act
             if "LOCAL_RANK" not in os.environ:
-                sys.stderr.write("\nStopping at the next batch, after a checkpoint; Ctrl-C again quits at once.\n")
+                sys.stderr.write(STOPPING)

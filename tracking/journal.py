@@ -130,6 +130,11 @@ def journal_size(folder: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
+def undelivered(folder: Path) -> int:
+    """Return how many bytes of a run's journal the store does not have."""
+    return journal_size(folder) - read_cursor(folder).sent
+
+
 def last_status(folder: Path) -> str | None:
     """Return the last status that a journal holds, None if it holds none."""
     status = None

@@ -59,6 +59,7 @@ class CheckpointKeeper(Callback):
         self._place: Place | None = None
         self._loss: Tensor | None = None
         self._saved_at = 0.0
+        self._offset = 0
         self._common_batches = 0
 
     # State and content of a checkpoint ---------------------------------------------------------------------------
@@ -76,11 +77,12 @@ class CheckpointKeeper(Callback):
     @override
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the contract, and make Lightning's progress that of the place the checkpoint is taken at."""
+        self._offset = self.logger.checkpoint()
         contract = replace(
             self.contract,
             num_threads=torch.get_num_threads(),
             world_size=trainer.world_size,
-            journal=self.logger.checkpoint(),
+            journal=self._offset,
             finished=self._place == "end",
         )
         checkpoint[CONTRACT] = contract.as_dict()
@@ -211,18 +213,17 @@ class CheckpointKeeper(Callback):
         self._saved_at = time.monotonic()
         saved = bool(_reduced(trainer, int(not trainer.is_global_zero or _stamp(target) != before), ReduceOp.MIN))
         if saved and not name and trainer.is_global_zero:
-            self._remove_others(target)
-            self.logger.release()
+            self._remove_others(trainer, target)
+            self.logger.release(self._offset)
         return saved
 
-    def _remove_others(self, newest: Path) -> None:
+    def _remove_others(self, trainer: Trainer, newest: Path) -> None:
         """Remove all but the newest checkpoints; those of later steps are of a training that went another way."""
         others = [path for path in newest_first(self.folder) if path != newest]
         earlier = [path for path in others if path.name < newest.name]
         for path in others:
             if path not in earlier[: NUM_KEPT - 1]:
-                path.unlink()
-                path.with_name(f"{path.name}.sha256").unlink(missing_ok=True)
+                trainer.strategy.remove_checkpoint(path)
 
     def _interrupt(self) -> None:
         if not self.contract.run_id:

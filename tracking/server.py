@@ -84,7 +84,7 @@ class TrackingServer:
         Raises:
             StoreError: If the port is taken, or the server does not start; its last words are included.
         """
-        self.port = _free_port(self.host, self.port)
+        self.port = free_port(self.host, self.port)
         make_private_folder(self.folder)
         if path := sqlite_path(self.uri):
             check_filesystem(path)
@@ -175,7 +175,8 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
+    """Return a port that can be listened on: the given one, or any for 0."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that just stopped is no obstacle

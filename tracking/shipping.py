@@ -17,6 +17,7 @@ from tracking.journal import (
     read_cursor,
     read_records,
     read_start,
+    undelivered,
     write_cursor,
 )
 from tracking.store import MINIMUM_PREFIX, Point, RunInfo, Store, StoreError
@@ -45,11 +46,6 @@ class Delivery:
         self.folder = folder
         self.cursor = read_cursor(folder)
         self.refused: list[str] = []  # what the store will never take, and why
-
-    @property
-    def undelivered(self) -> int:
-        """Bytes of the journal that the store does not have."""
-        return journal_size(self.folder) - self.cursor.sent
 
     def everything(self) -> None:
         """Deliver all there is.
@@ -285,15 +281,14 @@ def reconcile(store: Store, repair: bool = True) -> list[Leftover]:
     found: list[Leftover] = []
     running = {run.run_id: run for run in store.running_runs()}
     for folder in run_folders(store):
-        cursor = read_cursor(folder)
-        undelivered = journal_size(folder) - cursor.sent
-        run = running.pop(cursor.run_id or "", None)
-        if run is None and not undelivered:
+        missing = undelivered(folder)
+        run = running.pop(read_cursor(folder).run_id or "", None)
+        if run is None and not missing:
             continue
         lock = hold(folder)
         if lock is not None:
             lock.release()
-        found.append(Leftover(run, folder, "dead" if lock else "alive", undelivered))
+        found.append(Leftover(run, folder, "dead" if lock else "alive", missing))
     found += [Leftover(run, None, "elsewhere", 0) for run in running.values()]
     return [_settled(store, leftover) for leftover in found] if repair else found
 

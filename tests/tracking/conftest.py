@@ -1,5 +1,7 @@
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from tracking.checkpoints import AtomicCheckpointIO
 from tracking.contract import CHECKPOINTS, CheckpointContract
+from tracking.journal import hold
 from tracking.keeper import CheckpointKeeper
 from tracking.logger import RunLogger
 from tracking.store import Store, tracking_uri
@@ -62,6 +65,31 @@ def run_in_fork() -> Callable[[Callable[[], object]], int]:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     return run
+
+
+@pytest.fixture
+def held() -> Callable[[Path], AbstractContextManager[None]]:
+    """A context in which another process works on the run of a folder; it is killed at the end."""
+
+    @contextmanager
+    def hold_elsewhere(folder: Path) -> Iterator[None]:
+        told, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            lock = hold(folder)
+            os.write(tell, b"y" if lock else b"n")
+            signal.pause()
+            os._exit(0)
+        try:
+            assert os.read(told, 1) == b"y"
+            yield
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(told)
+            os.close(tell)
+
+    return hold_elsewhere
 
 
 class Line(LightningModule):

@@ -3,6 +3,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -182,22 +183,11 @@ def test_start_and_cursor_come_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_one_process_has_the_lock_and_a_kill_frees_it(tmp_path: Path) -> None:
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        lock = hold(tmp_path)
-        os.write(tell, b"y" if lock else b"n")
-        signal.pause()
-        os._exit(0)
-    try:
-        assert os.read(told, 1) == b"y"
+def test_one_process_has_the_lock_and_a_kill_frees_it(
+    tmp_path: Path, held: Callable[[Path], AbstractContextManager[None]]
+) -> None:
+    with held(tmp_path):
         assert hold(tmp_path) is None
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(told)
-        os.close(tell)
     lock = hold(tmp_path)
     assert lock is not None
     assert hold(tmp_path) is None, "not twice in one process either"

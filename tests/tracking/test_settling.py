@@ -1,9 +1,8 @@
 """What is done about runs whose process, or whose store, went away."""
 
 import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from tracking.journal import (
     Journal,
     Record,
     RunStart,
-    hold,
     read_cursor,
     read_records,
     write_cursor,
@@ -22,6 +20,7 @@ from tracking.journal import (
 from tracking.shipping import JOURNAL_TAG, find_folder, reconcile, run_folders, settle
 from tracking.store import Point, Store, StoreError
 
+Held = Callable[[Path], AbstractContextManager[None]]
 TOKEN = "a1b2c3d4" * 4
 POINTS: list[Record] = [Point("val/mae", step, float(step), 1e9) for step in range(3)]
 
@@ -36,25 +35,6 @@ def start_run(store: Store, records: list[Record], *, online: bool = True, token
     write_start(journal.folder, RunStart("study", name, tags))
     write_cursor(journal.folder, Cursor(run_id))
     return journal.folder
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Let another process work on a run."""
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        lock = hold(folder)
-        os.write(tell, b"y" if lock else b"n")
-        signal.pause()
-    try:
-        assert os.read(told, 1) == b"y"
-        yield
-    finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        os.close(told)
-        os.close(tell)
 
 
 def status(store: Store, folder: Path) -> str:
@@ -89,7 +69,7 @@ def test_a_run_with_an_end_keeps_it(end: str, store: Store) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_a_run_that_a_process_works_on_is_left_to_it(store: Store) -> None:
+def test_a_run_that_a_process_works_on_is_left_to_it(store: Store, held: Held) -> None:
     folder = start_run(store, POINTS)
     with held(folder):
         assert not settle(store, folder)
@@ -145,7 +125,7 @@ def test_a_start_whose_answer_got_lost_starts_no_second_run(store: Store, monkey
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_reconciling_tells_alive_dead_and_elsewhere(store: Store) -> None:
+def test_reconciling_tells_alive_dead_and_elsewhere(store: Store, held: Held) -> None:
     dead = start_run(store, POINTS, token="1" * 32)
     alive = start_run(store, POINTS, token="2" * 32)
     offline = start_run(store, POINTS, online=False, token="3" * 32)
