@@ -1,14 +1,12 @@
 """Preprocessed volumes on disk, addressed by content: computed once, mapped into memory ever after."""
 
 import contextlib
-import functools
 import hashlib
-import importlib.metadata
 import io
 import json
 import multiprocessing
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,20 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813 - the library's own idiom
 import torch
-from filelock import FileLock
 
 from datamodules.folders import cache_folder
 from datamodules.preprocessing import Affine, Preprocessing, PreprocessingError, Volume, read_volume
+from datamodules.upkeep import (
+    CACHE_VERSION,
+    READ_ERRORS,
+    HalfArray,
+    entry_lock,
+    keep_limit,
+    mark_used,
+    read_entry,
+    versions,
+)
 
-CACHE_VERSION = 1  # raise it whenever the same file and parameters give other voxels
-COMPUTED_WITH = ("torchio", "SimpleITK", "nibabel", "numpy", "scipy", "torch")
 WORKER_START = 15.0  # seconds of work left from which starting processes (about 8 s of imports) pays
 SETTLED = 2 * 10**9  # ns; a file younger than this may still change without a visible change of its times
-
-HalfArray = npt.NDArray[np.float16]
+MARK_INTERVAL = 900.0  # seconds after which a process that goes on using an entry says so again
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,9 @@ class VolumeCache:
     """Preprocess each image set once per content and parameters, whatever run, fold or process asks for it.
 
     An entry is `volumes/<2 digits>/<key>.npy` with a `.json` beside it that is written last: without it, or where the
-    two disagree, the entry is computed again. A process compares an entry with its hash when it first opens it.
+    two disagree, the entry is computed again. A process compares an entry with its hash when it first opens it, and
+    notes then, and every quarter of an hour, that it is in use. Where the folder has a limit, what was not used for
+    longest makes room for what is written.
 
     Args:
         folder: Where the cache lives; else the environment variable `FONTANEL_CACHE`, else the user's cache folder.
@@ -81,7 +86,7 @@ class VolumeCache:
     def __init__(self, folder: Path | None, preprocessing: Preprocessing) -> None:
         self.folder = cache_folder() if folder is None else Path(folder)
         self.preprocessing = preprocessing
-        self._checked: set[str] = set()
+        self._marked: dict[str, float] = {}  # entries checked here, and when each was last marked as used
 
     def key(self, sha256s: Sequence[str]) -> str:
         """Return the name of an entry.
@@ -89,13 +94,7 @@ class VolumeCache:
         Args:
             sha256s: Content hashes of the images in order, then of the mask where the foreground is "mask".
         """
-        recipe = {
-            "sha256s": list(sha256s),
-            "preprocessing": self.preprocessing.canonical(),
-            "computed_with": _versions(),
-            "cache_version": CACHE_VERSION,
-        }
-        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._recipe(sha256s), sort_keys=True).encode()).hexdigest()
 
     def get(
         self, images: Sequence[Path], mask: Path | None = None, sha256s: Sequence[str] | None = None
@@ -111,17 +110,9 @@ class VolumeCache:
             PreprocessingError: An image cannot be read or preprocessed.
         """
         item = ImageFiles(tuple(images), mask, None if sha256s is None else tuple(sha256s))
-        hashes = self._hashes(item)
-        key = self.key(hashes)
-        cached = self._open(key, hit=True)
-        if cached is None:
-            with self._lock(key):
-                cached = self._open(key, hit=True)  # another process may have been faster
-                if cached is None:
-                    self._write_entry(key, *self._compute(item, hashes))
-                    cached = self._open(key, hit=False)
-        if cached is None:
-            raise PreprocessingError(f"{self._path(key)}: does not read back as it was written. Check the disk.")
+        cached = self._fetch(item)
+        if not cached.hit:
+            keep_limit(self.folder, cached.array.nbytes)
         return cached
 
     def build(
@@ -143,15 +134,18 @@ class VolumeCache:
         Raises:
             PreprocessingError: After all items were tried, with every image that failed.
         """
+        began = time.time()
         problems: list[str] = []
         computed = 0
         for done, outcome in enumerate(self._outcomes(items, num_workers), start=1):
             if isinstance(outcome, str):
                 problems.append(outcome)
-            else:
-                computed += outcome
+            elif outcome > 0:
+                computed += 1
+                keep_limit(self.folder, outcome, since=began)
             if on_item is not None:
                 on_item(done, len(items))
+        keep_limit(self.folder, since=began)
         if problems:
             summary = f"{len(problems)} of {len(items)} image sets failed:"
             raise PreprocessingError("\n".join([summary, *dict.fromkeys(problems)]))
@@ -180,6 +174,28 @@ class VolumeCache:
             _write(note, json.dumps([*facts, sha256]).encode(), durable=False)
         return sha256
 
+    def _fetch(self, item: ImageFiles) -> CachedVolume:
+        hashes = self._hashes(item)
+        key = self.key(hashes)
+        cached = self._open(key, hit=True)
+        if cached is None:
+            with self._lock(key):
+                cached = self._open(key, hit=True)  # another process may have been faster
+                if cached is None:
+                    self._write_entry(key, *self._compute(item, hashes))
+                    cached = self._open(key, hit=False)
+        if cached is None:
+            raise PreprocessingError(f"{self._path(key)}: does not read back as it was written. Check the disk.")
+        return cached
+
+    def _recipe(self, sha256s: Sequence[str]) -> dict[str, object]:
+        return {
+            "sha256s": list(sha256s),
+            "preprocessing": self.preprocessing.canonical(),
+            "computed_with": versions(),
+            "cache_version": CACHE_VERSION,
+        }
+
     def _mask(self, item: ImageFiles) -> Path | None:
         return item.mask if self.preprocessing.foreground == "mask" else None
 
@@ -198,11 +214,9 @@ class VolumeCache:
 
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
-        """Let one process at a time write below a prefix; the system frees the lock of a process that dies."""
-        path = self.folder / "locks" / f"{key[:2]}.lock"
+        """Let one process at a time write below a prefix; say so where the folder cannot be written."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path):
+            with entry_lock(self.folder, key):
                 yield
         except OSError as error:
             remedy = "Free space there, or set FONTANEL_CACHE to a folder of yours."
@@ -210,20 +224,20 @@ class VolumeCache:
 
     def _open(self, key: str, *, hit: bool, check_content: bool = True) -> CachedVolume | None:
         path = self._path(key)
+        marked = self._marked.get(key) if check_content else None
         try:
-            facts = json.loads(path.with_suffix(".json").read_bytes())
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
-            if array.dtype != np.float16 or list(array.shape) != facts["shape"]:
+            content = read_entry(path)
+            is_new = check_content and marked is None
+            if is_new and hashlib.sha256(content.array.data).hexdigest() != content.array_sha256:
                 return None
-            if check_content and key not in self._checked:
-                if hashlib.sha256(array.data).hexdigest() != facts["array_sha256"]:
-                    return None
-                self._checked.add(key)
-            num_x, num_y, num_z = facts["native_shape"]
-            affine, native_affine = np.array(facts["affine"]), np.array(facts["native_affine"])
-        except (OSError, EOFError, ValueError, KeyError, TypeError):
+            if marked is None or time.monotonic() - marked > MARK_INTERVAL:
+                mark_used(path)
+                if check_content:
+                    self._marked[key] = time.monotonic()
+        except READ_ERRORS:
+            self._marked.pop(key, None)  # what comes in its place is checked anew
             return None
-        return CachedVolume(array, affine, (num_x, num_y, num_z), native_affine, hit)
+        return CachedVolume(content.array, content.affine, content.native_shape, content.native_affine, hit)
 
     def _compute(self, item: ImageFiles, hashes: list[str]) -> tuple[HalfArray, dict[str, object]]:
         images = [read_volume(path) for path in item.images]
@@ -236,8 +250,7 @@ class VolumeCache:
             "affine": volume.affine.tolist(),
             "native_shape": images[0].data.shape[1:],
             "native_affine": images[0].affine.tolist(),
-            "sha256s": hashes,
-            "preprocessing": self.preprocessing.canonical(),
+            **self._recipe(hashes),
         }
 
     def _write_entry(self, key: str, array: HalfArray, facts: dict[str, object]) -> None:
@@ -251,7 +264,7 @@ class VolumeCache:
         _write(path.with_suffix(".json"), json.dumps(facts).encode(), durable=True)
 
     def _outcomes(self, items: Sequence[ImageFiles], num_workers: int) -> Iterator[int | str]:
-        """Yield 1 for every entry computed, 0 for every one that was there, the message for every failure."""
+        """Yield the bytes of every entry computed, 0 for every one that was there, the message for every failure."""
         waiting = []
         for item in items:
             if self._is_built(item):
@@ -289,19 +302,15 @@ class VolumeCache:
 
 def _build_one(cache: VolumeCache, item: ImageFiles) -> int | str:
     try:
-        return int(not cache.get(item.images, item.mask, item.sha256s).hit)
+        cached = cache._fetch(item)
     except PreprocessingError as error:
         return str(error)
+    return 0 if cached.hit else cached.array.nbytes
 
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in COMPUTED_WITH}
 
 
 def _file_facts(path: Path) -> list[int]:
@@ -321,14 +330,14 @@ def _to_half(volume: Volume) -> HalfArray:
 def _write(path: Path, content: bytes | memoryview, *, durable: bool) -> None:
     """Put a file in place as a whole: readers see the old one or the new one; durable survives a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    temporary = path.with_name(f"{secrets.token_hex(8)}.tmp")  # tempfile's would be closed to other users of the cache
     try:
-        with os.fdopen(descriptor, "wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(content)
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

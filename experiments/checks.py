@@ -7,7 +7,7 @@ import sqlite3
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -162,7 +162,11 @@ def check_cache() -> Check:
     if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
         return Check("cache", "error", f"{folder} cannot be written. Set FONTANEL_CACHE to a folder of yours.")
     free = size_text(shutil.disk_usage(place).free)
-    entries = sorted(((path.stat(), path) for path in folder.glob("volumes/*/*.npy")), key=lambda e: -e[0].st_mtime_ns)
+    entries = []
+    for path in folder.glob("volumes/*/*.npy"):
+        with suppress(FileNotFoundError):  # another process may make room meanwhile
+            entries.append((path.stat(), path))
+    entries.sort(key=lambda entry: -entry[0].st_mtime_ns)
     size = size_text(sum(status.st_size for status, _ in entries))
     found = f"{folder}: {len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {size}; {free} free"
     if broken := [path for _, path in entries[:MAXIMUM_ENTRIES] if not _is_whole(path)]:
@@ -176,11 +180,15 @@ def _is_whole(path: Path) -> bool:
     """Say whether an entry has a readable header and as many bytes as that promises."""
     import numpy as np
 
+    from datamodules.upkeep import READ_ERRORS
+
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError):  # ValueError: no array, or shorter than its shape
+        return path.stat().st_size == array.offset + array.nbytes
+    except FileNotFoundError:
+        return True  # removed meanwhile, which breaks nothing
+    except READ_ERRORS:
         return False
-    return path.stat().st_size == array.offset + array.nbytes
 
 
 def check_disk(arguments: argparse.Namespace) -> Check:

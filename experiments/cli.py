@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "Compute metrics with intervals from a predictions table of any software.",
     "report": "Write report.html for a run or a predictions table.",
     "sync": "Deliver to the store what runs have left on this machine while it was away.",
+    "cache": "Show, check, limit or clear the cache of preprocessed volumes.",
     "ui": "Open the MLflow UI on the store.",
     "doctor": "Check store, cache, memory, devices and numerics; settle runs that a crash left behind.",
 }

@@ -80,6 +80,17 @@ def test_a_killed_builder_leaves_nothing_that_is_trusted_wrongly(cache, items, p
         np.testing.assert_array_equal(cache.get(item.images).array, reference.get(item.images).array)
 
 
+def test_other_users_may_read_what_the_umask_lets_them(cache, items):
+    before = os.umask(0o002)
+    try:
+        cache.get(items[0].images)
+    finally:
+        os.umask(before)
+    files = [path for path in cache.folder.rglob("*") if path.is_file()]
+    assert len(files) >= 3
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o664}
+
+
 def test_a_leftover_of_a_killed_writer_is_removed(cache, items):
     cache.get(items[0].images)
     (path,) = (cache.folder / "volumes").rglob("*.npy")
