@@ -266,6 +266,8 @@ class Preprocessing:
         # torchio's ZNormalization sums in float32 with torch, so its last bit depends on the number of threads: a cache
         # built by workers would differ from one built in the main process.
         mean, sd = values.mean(dtype=np.float64), values.std(dtype=np.float64, ddof=1)
+        if sd == 0:
+            raise PreprocessingError(f"{source}: the foreground is constant once clipped to {self.clip}. Widen clip.")
         return (data - np.float32(mean)) / np.float32(sd)
 
 

@@ -123,6 +123,12 @@ def test_maps_return_to_the_native_grid(shear):
             {"foreground": "nonzero"},
             r"a.nii: a constant foreground",
         ),
+        (
+            [Volume(np.where(DATA[None] == DATA[tuple(n // 2 for n in DATA.shape)], 9.0, 5.0), AFFINE, "a.nii")],
+            None,
+            {"foreground": "nonzero", "clip": (1, 99)},
+            r"a.nii: the foreground is constant once clipped to \(1, 99\)",
+        ),
         ([Volume(DATA[None] * 0, AFFINE, "a.nii")], None, {}, r"a.nii: has no foreground to centre on"),
         ([Volume(DATA[None], np.diag([1.0, 1, 0, 1]), "a.nii")], None, {}, r"a.nii: the affine is singular"),
         ([Volume(DATA[None], AFFINE), Volume(DATA[None], -AFFINE + 900, "b.nii")], None, {}, r"b.nii: lies outside"),
