@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import secrets
@@ -23,11 +24,13 @@ from datamodules.preprocessing import Affine, Preprocessing, PreprocessingError,
 from datamodules.upkeep import (
     CACHE_VERSION,
     READ_ERRORS,
+    EntryFacts,
     HalfArray,
     entry_lock,
     keep_limit,
+    map_array,
     mark_used,
-    read_entry,
+    read_facts,
     versions,
 )
 
@@ -86,7 +89,7 @@ class VolumeCache:
     def __init__(self, folder: Path | None, preprocessing: Preprocessing) -> None:
         self.folder = cache_folder() if folder is None else Path(folder)
         self.preprocessing = preprocessing
-        self._marked: dict[str, float] = {}  # entries checked here, and when each was last marked as used
+        self._known: dict[str, tuple[EntryFacts, float]] = {}  # of entries checked here, and when last marked as used
 
     def key(self, sha256s: Sequence[str]) -> str:
         """Return the name of an entry.
@@ -224,20 +227,21 @@ class VolumeCache:
 
     def _open(self, key: str, *, hit: bool, check_content: bool = True) -> CachedVolume | None:
         path = self._path(key)
-        marked = self._marked.get(key) if check_content else None
         try:
-            content = read_entry(path)
-            is_new = check_content and marked is None
-            if is_new and hashlib.sha256(content.array.data).hexdigest() != content.array_sha256:
+            known = self._known.get(key)
+            facts, marked = known or (read_facts(path), -math.inf)
+            array = map_array(path, facts)
+            if check_content and known is None and hashlib.sha256(array.data).hexdigest() != facts.array_sha256:
                 return None
-            if marked is None or time.monotonic() - marked > MARK_INTERVAL:
+            if not check_content or time.monotonic() - marked > MARK_INTERVAL:  # a build marks all it will use
                 mark_used(path)
-                if check_content:
-                    self._marked[key] = time.monotonic()
+                marked = time.monotonic()
+            if check_content:
+                self._known[key] = facts, marked
         except READ_ERRORS:
-            self._marked.pop(key, None)  # what comes in its place is checked anew
+            self._known.pop(key, None)  # what comes in its place is checked anew
             return None
-        return CachedVolume(content.array, content.affine, content.native_shape, content.native_affine, hit)
+        return CachedVolume(array, facts.affine, facts.native_shape, facts.native_affine, hit)
 
     def _compute(self, item: ImageFiles, hashes: list[str]) -> tuple[HalfArray, dict[str, object]]:
         images = [read_volume(path) for path in item.images]

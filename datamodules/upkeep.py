@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import mmap
 import os
 import re
 import time
@@ -52,10 +53,11 @@ class CacheWarning(UserWarning):
     """A cache that cannot be kept below its limit."""
 
 
-class EntryContent(NamedTuple):
-    """What an entry says: its array, (C, D, H, W), mapped copy-on-write, and the facts beside it."""
+class EntryFacts(NamedTuple):
+    """What is beside an entry's array: where it begins in its file in bytes, its shape (C, D, H, W), and its grids."""
 
-    array: HalfArray
+    offset: int
+    shape: tuple[int, ...]
     affine: Affine
     native_shape: tuple[int, int, int]
     native_affine: Affine
@@ -161,8 +163,8 @@ def entry_lock(folder: Path, key: str) -> FileLock:
     return FileLock(path)
 
 
-def read_entry(path: Path) -> EntryContent:
-    """Map an entry, whose array is not compared with its hash here.
+def read_facts(path: Path) -> EntryFacts:
+    """Read what is beside an entry's array, and whether the array is of that form; its hash is not looked at here.
 
     Args:
         path: Of its array.
@@ -171,12 +173,27 @@ def read_entry(path: Path) -> EntryContent:
         READ_ERRORS: It is not there, or not what was written.
     """
     facts = json.loads(path.with_suffix(".json").read_bytes())
-    array = np.lib.format.open_memmap(path, mode="c")
-    if array.dtype != np.float16 or list(array.shape) != facts["shape"]:
+    array = np.lib.format.open_memmap(path, mode="r")
+    if array.dtype != np.float16 or list(array.shape) != facts["shape"] or not array.flags.c_contiguous:
         raise ValueError(f"{path}: another shape or type than its facts say.")
     num_x, num_y, num_z = facts["native_shape"]
     affine, native_affine = np.array(facts["affine"]), np.array(facts["native_affine"])
-    return EntryContent(array, affine, (num_x, num_y, num_z), native_affine, facts["array_sha256"])
+    return EntryFacts(array.offset, array.shape, affine, (num_x, num_y, num_z), native_affine, facts["array_sha256"])
+
+
+def map_array(path: Path, facts: EntryFacts) -> HalfArray:
+    """Map an entry's array copy-on-write; three times as fast as numpy, which reads its header again.
+
+    Args:
+        path: Of its array.
+        facts: What is known of it.
+
+    Raises:
+        READ_ERRORS: It is not there, or shorter.
+    """
+    with path.open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+    return np.frombuffer(mapped, np.float16, math.prod(facts.shape), facts.offset).reshape(facts.shape)
 
 
 def mark_used(path: Path) -> None:
@@ -448,11 +465,10 @@ def _state(path: Path) -> Literal["whole", "damaged", "half", "gone"]:
     if not path.exists() or not path.with_suffix(".json").exists():
         return "half" if path.exists() or path.with_suffix(".json").exists() else "gone"
     try:
-        content = read_entry(path)
-        assert isinstance(content.array, np.memmap)
+        facts = read_facts(path)
         with path.open("rb") as stream:  # a bad sector is an error when it is read, and kills who maps it
-            stream.seek(content.array.offset)
-            is_whole = hashlib.file_digest(stream, "sha256").hexdigest() == content.array_sha256
+            stream.seek(facts.offset)
+            is_whole = hashlib.file_digest(stream, "sha256").hexdigest() == facts.array_sha256
     except PermissionError:
         raise
     except READ_ERRORS:

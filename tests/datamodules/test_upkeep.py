@@ -379,7 +379,7 @@ def test_an_entry_that_may_not_be_read_is_not_damaged(filled, items, monkeypatch
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(upkeep, "read_entry", refuse)
+    monkeypatch.setattr(upkeep, "read_facts", refuse)
     with pytest.raises(CacheError, match="Permission denied"):
         upkeep.verify(filled.folder)
     assert all(is_there(filled, item) for item in items)
