@@ -1,25 +1,21 @@
 """Random augmentation of a batch on its device: one resampling, then intensities, each sample by its own key."""
 
-import functools
 import hashlib
+import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Array = npt.NDArray[np.float64]
+from datamodules.geometry import Array, Warp, affine_matrix, cut, inverse_warp, move
+from datamodules.intensity import Intensity, change_intensity, foreground_sd
 
 # Streams of random numbers below one key: an operation draws the same whatever the others are set to.
-GEOMETRY, ELASTIC, INTENSITY = range(3)
-FAINT = 2.0**-11  # relative; a smaller weight changes nothing at half precision
+GEOMETRY, ELASTIC, INTENSITY, CROP = range(4)
 CHUNK = 2**20  # voxels
-STATISTICS_STRIDE = 7  # voxels; every seventh is enough for a standard deviation, odd so that no axis is cut short
 
 
 def sample_key(seed: int, epoch: int, image_id: str, occurrence: int = 0) -> int:
@@ -40,48 +36,8 @@ def sample_key(seed: int, epoch: int, image_id: str, occurrence: int = 0) -> int
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-@dataclass(frozen=True)
-class Warp:
-    """Where a sample's voxels come from, in voxels from the centre: input = linear @ output + offset + displacement.
-
-    Args:
-        linear: (d, d).
-        offset: (d,).
-        displacement: Control values on the elastic lattice, (d, *points); none without elastic deformation.
-    """
-
-    linear: Array
-    offset: Array
-    displacement: Array | None = None
-
-    @property
-    def is_mirror(self) -> bool:
-        """Whether no voxel comes from between voxels."""
-        straight = np.array_equal(np.abs(self.linear), np.eye(len(self.offset))) and not self.offset.any()
-        return straight and self.displacement is None
-
-
-@dataclass(frozen=True)
-class Intensity:
-    """What happens to one channel of a sample; each default leaves the channel as it is.
-
-    Args:
-        blur: Standard deviation of the Gaussian in voxels.
-        log_bias: Logarithm of the multiplicative field on the bias lattice.
-        gamma: Exponent.
-        noise: Standard deviation of the noise over that of the foreground.
-        noise_seed: Of the noise.
-    """
-
-    blur: float = 0.0
-    log_bias: Array | None = None
-    gamma: float = 1.0
-    noise: float = 0.0
-    noise_seed: int = 0
-
-
 class Augmentation(nn.Module):
-    """Vary a batch as scanners and heads do: flip, affine, elastic, then blur, bias field, gamma, noise.
+    """Vary a batch as scanners and heads do: crop, flip, affine, elastic, then blur, bias field, gamma, noise.
 
     Geometry is one resampling; what comes from outside takes the channel's minimum. Intensities are changed above that
     minimum, relative to the channel's range. All numbers come from the sample's key, so a sample looks the same alone
@@ -106,6 +62,10 @@ class Augmentation(nn.Module):
             resampling smooths, and a network with batch normalisation that meets only resampled images in training is
             biased on the untouched ones of an evaluation.
         spacing: Voxel size in mm, where voxels are not cubes: rotations then keep their shape in the world.
+        crop: Voxels of the output, where it is smaller than the image: a window that lies anywhere in training and in
+            the middle in evaluation.
+        kernel: What computes volumes on a CPU: `fused` compiles one pass over the voxels with numba (the extra `fast`),
+            `torch` does without, `auto` takes numba where it is installed. They differ by rounding. GPUs use torch.
 
     References:
         Van Leemput et al. Automated model-based bias field correction of MR images of the brain. IEEE TMI 1999.
@@ -131,6 +91,8 @@ class Augmentation(nn.Module):
         probability: float = 0.5,
         spatial_probability: float = 0.5,
         spacing: tuple[float, ...] | None = None,
+        crop: tuple[int, ...] | None = None,
+        kernel: Literal["auto", "fused", "torch"] = "auto",
     ) -> None:
         super().__init__()
         self.flip, self.flip_axes = flip, flip_axes
@@ -140,6 +102,11 @@ class Augmentation(nn.Module):
         self.gamma, self.noise, self.blur, self.probability = gamma, noise, blur, probability
         self.spatial_probability = spatial_probability
         self.spacing = spacing
+        self.crop = crop
+        has_numba = importlib.util.find_spec("numba") is not None
+        if kernel == "fused" and not has_numba:
+            raise ValueError("augmentation: kernel is fused, which needs numba. Install fontanel[fast], or use torch.")
+        self.fused = kernel == "fused" or (kernel == "auto" and has_numba)
         self._check()
         self.resamples = any((rotation, scale, translation, shear, elastic))
         self.changes_intensity = probability > 0 and any((bias_field, gamma, noise, blur))
@@ -180,18 +147,48 @@ class Augmentation(nn.Module):
         """
         if len(keys) != len(image):
             raise ValueError(f"augmentation: {len(keys)} keys for {len(image)} images. Give one key per image.")
-        augmented = torch.empty(image.shape, dtype=torch.float32, device=image.device)
-        moved = None if masks is None else torch.empty_like(masks)
+        size = self.output_size(image.shape[2:])
+        augmented = torch.empty((*image.shape[:2], *size), dtype=torch.float32, device=image.device)
+        moved = None if masks is None else masks.new_empty(*masks.shape[:2], *size)
         # On a CPU more samples at once than there are threads only save calls, and cost memory.
         step = len(keys) if image.is_cuda else max(torch.get_num_threads(), CHUNK // math.prod(image.shape[1:]))
         with torch.autocast(image.device.type, enabled=False):
             for start in range(0, len(keys), step):
                 part = slice(start, start + step)
                 warps = [self.draw_warp(key, image.shape[2:]) for key in keys[part]]
-                self._augment(image[part].float(), keys[part], warps, augmented[part])
+                self._augment(image[part], keys[part], warps, augmented[part])
                 if masks is not None and moved is not None:
-                    moved[part] = self._move(masks[part], warps, "nearest")
+                    moved[part] = move(masks[part], warps, "nearest", size)
         return augmented if moved is None else (augmented, moved)
+
+    def kernel_on(self, device: torch.device) -> Literal["fused", "torch"]:
+        """Return what computes volumes on a device."""
+        return "fused" if self.fused and device.type == "cpu" else "torch"
+
+    def output_size(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the voxels of the output.
+
+        Args:
+            shape: Of the image, two or three axes.
+        """
+        if self.crop is None:
+            return tuple(shape)
+        if len(self.crop) != len(shape) or not all(0 < part <= shape[axis] for axis, part in enumerate(self.crop)):
+            raise ValueError(f"augmentation: crop {self.crop} does not fit into images of {tuple(shape)} voxels.")
+        return self.crop
+
+    def window_start(self, shape: Sequence[int]) -> list[int]:
+        """Return the first voxel of the window in the middle, which an evaluation uses.
+
+        Args:
+            shape: Of the image, two or three axes.
+        """
+        return [(whole - part) // 2 for whole, part in zip(shape, self.output_size(shape), strict=True)]
+
+    def centre(self, image: Tensor) -> Tensor:
+        """Return what an evaluation sees of a batch: the window in the middle."""
+        shape = image.shape[2:]
+        return torch.stack([cut(sample, self.window_start(shape), (), self.output_size(shape)) for sample in image])
 
     def draw_warp(self, key: int, shape: Sequence[int]) -> Warp:
         """Draw a sample's geometry.
@@ -216,7 +213,14 @@ class Augmentation(nn.Module):
         if self.elastic > 0 and moved:
             limit = (signs * self.elastic * np.array(shape)).reshape(-1, *[1] * axes)
             displacement = _stream(key, ELASTIC).uniform(-1, 1, (axes, *[self.elastic_points] * axes)) * limit
-        return Warp(signs[:, np.newaxis] * warp.linear, signs * warp.offset, displacement)
+        linear = signs[:, np.newaxis] * warp.linear
+        return Warp(linear, signs * warp.offset + linear @ self._draw_window(key, shape), displacement)
+
+    def _draw_window(self, key: int, shape: Sequence[int]) -> Array:
+        """Draw the middle of a sample's window, in voxels from the middle of the image."""
+        spare = np.array(shape) - np.array(self.output_size(shape))
+        start = _stream(key, CROP).integers(spare, endpoint=True) if spare.any() else spare
+        return np.asarray(start - spare / 2, dtype=np.float64)
 
     def draw_intensities(self, key: int, num_channels: int, num_axes: int) -> list[Intensity]:
         """Draw what happens to each channel of a sample.
@@ -246,236 +250,29 @@ class Augmentation(nn.Module):
 
     def _augment(self, image: Tensor, keys: Sequence[int], warps: Sequence[Warp], out: Tensor) -> None:
         if not (self.resamples or self.changes_intensity):
-            out.copy_(self._move(image, warps, "linear"))
+            out.copy_(move(image, warps, "linear", out.shape[2:]))
             return
+        drawn = [self.draw_intensities(key, image.shape[1], image.ndim - 2) for key in keys]
+        if image.ndim == 5 and self.kernel_on(image.device) == "fused":
+            from datamodules.fused import augment_volume  # numba takes a second to import
+
+            for sample, warp, intensities, target in zip(image, warps, drawn, out, strict=True):
+                for channel, intensity, part in zip(sample, intensities, target, strict=True):
+                    augment_volume(channel, warp, intensity, part)
+            return
+        image = image.float()
         extremes = [[channel.aminmax() for channel in sample] for sample in image]
         lowest = torch.stack([low for sample in extremes for low, _ in sample])
         above = image - lowest.view(*image.shape[:2], *[1] * (image.ndim - 2))
-        foreground_sds = [[_foreground_sd(channel) for channel in sample] for sample in above] if self.noise else None
-        above = self._move(above, warps, "linear")
-        for sample, key in enumerate(keys):
-            intensities = self.draw_intensities(key, image.shape[1], image.ndim - 2)
+        sds = [[foreground_sd(channel) for channel in sample] for sample in above] if self.noise else None
+        above = move(above, warps, "linear", out.shape[2:])
+        for sample, intensities in enumerate(drawn):
             for channel, intensity in enumerate(intensities):
                 low, high = extremes[sample][channel]
-                sd = low if foreground_sds is None else foreground_sds[sample][channel]
+                sd = low if sds is None else sds[sample][channel]
                 changed = change_intensity(above[sample, channel], intensity, high - low, sd)
                 torch.add(changed, low, out=out[sample, channel])
-
-    def _move(self, image: Tensor, warps: Sequence[Warp], mode: Literal["linear", "nearest"]) -> Tensor:
-        moved = torch.empty_like(image)
-        bent = [index for index, warp in enumerate(warps) if not warp.is_mirror]
-        if bent:
-            moved[bent] = resample(image[bent], [warps[index] for index in bent], mode)
-        for index in set(range(len(warps))).difference(bent):
-            axes = np.flatnonzero(np.diag(warps[index].linear) < 0)
-            moved[index] = image[index].flip([1 + int(axis) for axis in axes])
-        return moved
-
-
-def affine_matrix(degrees: Array, scale: Array, shear: Array) -> Array:
-    """Return scale @ rotation @ shear for two or three axes.
-
-    A rotation in 3D is about_z @ about_x @ about_y, as in ITK and torchio.
-
-    Args:
-        degrees: One angle in 2D, three in 3D.
-        scale: Factor along each axis.
-        shear: Upper off-diagonal terms.
-
-    >>> affine_matrix(np.array([90.0]), np.array([1.0, 2.0]), np.zeros(3)).round()
-    array([[ 0., -1.],
-           [ 2.,  0.]])
-    """
-    axes = len(scale)
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    if axes == 2:
-        rotation = np.array([[cos[0], -sin[0]], [sin[0], cos[0]]])
-    else:
-        about_x = np.array([[1, 0, 0], [0, cos[0], -sin[0]], [0, sin[0], cos[0]]])
-        about_y = np.array([[cos[1], 0, sin[1]], [0, 1, 0], [-sin[1], 0, cos[1]]])
-        about_z = np.array([[cos[2], -sin[2], 0], [sin[2], cos[2], 0], [0, 0, 1]])
-        rotation = about_z @ about_x @ about_y
-    shearing = np.eye(axes)
-    shearing[np.triu_indices(axes, 1)] = shear[: axes * (axes - 1) // 2]
-    matrix: Array = np.diag(scale) @ rotation @ shearing
-    return matrix
-
-
-def inverse_warp(matrix: Array, translation: Array, spacing: Sequence[float] | None = None) -> Warp:
-    """Return where voxels come from when the content is moved by output = matrix @ input + translation.
-
-    Args:
-        matrix: In mm, about the centre of the image.
-        translation: In voxels.
-        spacing: Voxel size in mm where voxels are not cubes.
-    """
-    size = np.ones(len(matrix)) if spacing is None else np.array(spacing, dtype=np.float64)
-    linear = np.asarray(np.linalg.inv(matrix * size / size[:, np.newaxis]), dtype=np.float64)
-    return Warp(linear, -linear @ translation)
-
-
-def resample(image: Tensor, warps: Sequence[Warp], mode: Literal["linear", "nearest"] = "linear") -> Tensor:
-    """Sample each image of a batch where its warp says; zero outside.
-
-    Args:
-        image: (B, C, D, H, W) or (B, C, H, W); single precision where the mode is linear.
-        warps: One per sample.
-        mode: `linear` (bilinear or trilinear), or `nearest` for labels.
-    """
-    if mode == "nearest":
-        return _sample_nearest(image, warps)
-    return _sample_planes(image, warps) if image.ndim == 4 else _sample_volumes(image, warps)
-
-
-def _coordinates(image: Tensor, warps: Sequence[Warp], scale: Array | float, shift: Array | float) -> Tensor:
-    """Return scale * index + shift of what to sample at each output voxel, (B, axes, *shape), the last axis first.
-
-    One term per axis is added by broadcasting: four times faster than affine_grid's product with a full-size matrix,
-    and rounded in the same way whatever the batch is.
-    """
-    shape = image.shape[2:]
-    axes, size = len(shape), np.array(shape)
-    scales = np.broadcast_to(scale, axes)
-    linear = np.stack([(scales[:, np.newaxis] * warp.linear)[::-1] for warp in warps])
-    start = np.stack([(scales * (warp.offset + (size - 1) / 2) + shift)[::-1] for warp in warps])
-    at = torch.tensor(start, dtype=torch.float32, device=image.device).view(len(warps), axes, *[1] * axes)
-    for axis in range(axes):
-        term = linear[:, :, axis, np.newaxis] * (np.arange(size[axis]) - (size[axis] - 1) / 2)
-        line = [-1 if other == axis else 1 for other in range(axes)]
-        at = at + torch.tensor(term, dtype=torch.float32, device=image.device).view(len(warps), axes, *line)
-    for sample, warp in enumerate(warps):
-        if warp.displacement is not None:
-            control = scales.reshape(-1, *[1] * axes) * warp.displacement
-            at[sample].add_(expand_lattice(control[::-1], shape, image.device))
-    return at
-
-
-def _sample_nearest(image: Tensor, warps: Sequence[Warp]) -> Tensor:
-    nearest = _coordinates(image, warps, 1.0, 0.0).round_().long()
-    flat = torch.zeros_like(nearest[:, 0])
-    inside = torch.ones_like(flat, dtype=torch.bool)
-    for size, index in zip(image.shape[2:], nearest.flip(1).unbind(1), strict=True):
-        inside &= (index >= 0) & (index < size)
-        flat = flat * size + index.clamp(0, size - 1)
-    chosen = flat.flatten(1).unsqueeze(1).expand(-1, image.shape[1], -1)
-    return image.flatten(2).gather(2, chosen).view(image.shape) * inside.unsqueeze(1)
-
-
-def _sample_planes(image: Tensor, warps: Sequence[Warp]) -> Tensor:
-    size = np.array(image.shape[2:])
-    grid = _coordinates(image, warps, 2 / size, 1 / size - 1).movedim(1, -1)
-    return F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
-
-
-def _sample_volumes(image: Tensor, warps: Sequence[Warp]) -> Tensor:
-    """Sample volumes as tall planes of slices: on a CPU torch vectorises grid_sample in 2D only, eight times faster.
-
-    Every slice gets a border of zeros, each slice and the next are two channels of the plane, and the third axis is
-    interpolated between them. A plane of 30,000 rows costs 0.002 voxels of precision.
-    """
-    batch, channels, num_x, num_y, num_z = image.shape
-    pairs = image.new_zeros(batch, channels, 2, num_x + 1, num_y + 2, num_z)
-    pairs[:, :, 0, 1:, 1:-1] = image
-    pairs[:, :, 1, :-1, 1:-1] = image
-    num_rows = (num_x + 1) * (num_y + 2)
-    at = _coordinates(image, warps, np.array([1, 1, 2 / num_z]), np.array([1, 1, 1 / num_z - 1]))
-    _, y, x = at.unbind(1)  # x and y count the border
-    x.clamp_(0, num_x + 1)
-    first = x.floor().clamp_max_(num_x)
-    share = x.sub_(first).unsqueeze(1)
-    y.clamp_(0, num_y + 1).add_(first.mul_(num_y + 2)).mul_(2 / num_rows).add_(1 / num_rows - 1)
-    grid = at[:, :2].reshape(batch, 2, num_x * num_y, num_z).movedim(1, -1)
-    plane = pairs.view(batch, 2 * channels, num_rows, num_z)
-    pair = F.grid_sample(plane, grid, padding_mode="zeros", align_corners=False)
-    near, far = pair.view(batch, channels, 2, num_x, num_y, num_z).unbind(2)
-    return far.sub_(near).mul_(share).add_(near)
-
-
-def expand_lattice(control: Array, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Interpolate control values to a full-size field by cubic B-splines, one axis after the other.
-
-    Args:
-        control: (K, *points) values.
-        shape: Of the field, as many axes as the lattice.
-        device: Where the field is made.
-
-    Returns:
-        (K, *shape), within the range of the control values.
-
-    >>> expand_lattice(np.ones((1, 4, 5)), (6, 7), torch.device("cpu")).shape
-    torch.Size([1, 6, 7])
-    """
-    points = control.shape[1:]
-    rows = len(control)
-    for num_points, size in zip(points[:-1], shape[:-1], strict=True):
-        control = _spline_basis(num_points, size) @ control.reshape(rows, num_points, -1)
-        rows *= size
-    field = torch.tensor(control.reshape(rows, points[-1]), dtype=torch.float32, device=device)
-    last = torch.tensor(_spline_basis(points[-1], shape[-1]).T, dtype=torch.float32, device=device)
-    return (field @ last).view(-1, *shape)
-
-
-def change_intensity(above: Tensor, intensity: Intensity, span: Tensor, foreground_sd: Tensor) -> Tensor:
-    """Blur a channel, multiply it by a bias field, bend it by gamma and add noise.
-
-    Args:
-        above: (D, H, W) or (H, W), intensity above the channel's minimum; may be overwritten.
-        intensity: What to do.
-        span: Maximum of the channel before it was moved, above the minimum.
-        foreground_sd: Standard deviation of its foreground.
-    """
-    if intensity.blur > 0:
-        above = _blur(above, intensity.blur)
-    if intensity.log_bias is not None:
-        above.mul_(expand_lattice(np.exp(intensity.log_bias)[np.newaxis], above.shape, above.device)[0])
-    if intensity.gamma != 1:
-        # span * (above / span) ** gamma by exp and log, five times faster than pow, but slow at log(0) and denormals.
-        span = span.clamp_min(torch.finfo(torch.float32).tiny)
-        offset = (1 - intensity.gamma) * span.log()
-        above.clamp_min_(span * FAINT**2).log_().mul_(intensity.gamma).add_(offset).exp_()
-    if intensity.noise > 0:
-        generator = torch.Generator(above.device).manual_seed(intensity.noise_seed)
-        noise = torch.randn(above.shape, generator=generator, device=above.device)
-        above.add_(noise.mul_(foreground_sd * intensity.noise))
-    return above
 
 
 def _stream(key: int, stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([key, stream], dtype=np.uint64)))
-
-
-@functools.lru_cache(maxsize=64)
-def _spline_basis(num_points: int, size: int) -> Array:
-    """Return the weight of each control point at each voxel centre, (size, num_points); every row sums to 1."""
-    position = (np.arange(size) + 0.5) / size * (num_points - 3)
-    first = np.minimum(position.astype(int), num_points - 4)
-    t = position - first
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3], axis=1) / 6
-    basis = np.zeros((size, num_points))
-    np.put_along_axis(basis, first[:, np.newaxis] + np.arange(4), weights, axis=1)
-    return basis
-
-
-def _foreground_sd(channel: Tensor) -> Tensor:
-    """Return the standard deviation of the voxels above the mean, without waiting for the device."""
-    values = channel.flatten()[::STATISTICS_STRIDE]
-    above = (values - values.mean()).clamp_min_(0)
-    count = above.count_nonzero().clamp_min(1)
-    return (above.dot(above) / count - (above.sum() / count).square()).clamp_min(0).sqrt()
-
-
-def _blur(channel: Tensor, sigma: float) -> Tensor:
-    """Return the channel after a separable Gaussian whose border voxels repeat."""
-    radius = int(sigma * math.sqrt(-2 * math.log(FAINT)))
-    weights = np.exp(-0.5 * (np.arange(radius + 1) / sigma) ** 2)
-    weights /= weights[0] + 2 * weights[1:].sum()
-    middle, *sides = weights.tolist()
-    for axis, size in enumerate(channel.shape):
-        source, channel = channel, channel * middle
-        for distance, weight in enumerate(sides, start=1):
-            near = min(distance, size)
-            channel.narrow(axis, near, size - near).add_(source.narrow(axis, 0, size - near), alpha=weight)
-            channel.narrow(axis, 0, near).add_(source.narrow(axis, 0, 1), alpha=weight)
-            channel.narrow(axis, 0, size - near).add_(source.narrow(axis, near, size - near), alpha=weight)
-            channel.narrow(axis, size - near, near).add_(source.narrow(axis, size - 1, 1), alpha=weight)
-    return channel

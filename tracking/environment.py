@@ -23,6 +23,7 @@ PACKAGES = (
     "nibabel",
     "SimpleITK",
     "nilearn",
+    "numba",
     "numpy",
     "pandas",
     "pyarrow",
@@ -32,7 +33,14 @@ PACKAGES = (
     "safetensors",
 )
 # Only variables that change results or speed; never the whole environment.
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTHONHASHSEED")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "THP_MEM_ALLOC_ENABLE",
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTHONHASHSEED",
+)
 PROJECT = Path(__file__).resolve().parents[1]
 
 
