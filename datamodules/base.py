@@ -28,16 +28,19 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+import torchio as tio
+from nibabel.affines import from_matvec
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.artefacts import TorchioTransforms
 from datamodules.augmentation import Augmentation, sample_key
 from datamodules.cache import ImageFiles, VolumeCache
 from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort
 from datamodules.dataset import CohortDataset, CohortLoader, KeySampler, Sample, collate
 from datamodules.facts import count_samples, describe_cohorts
-from datamodules.preprocessing import Preprocessing, read_volume, to_native
+from datamodules.preprocessing import Affine, Preprocessing, read_volume, to_native
 from datamodules.splits import Split, holdout_split
 from datamodules.verify import check_manifest
 from tracking.progress import progress
@@ -59,8 +62,11 @@ class BaseDataModule(LightningDataModule):
         root: Folder that image paths are relative to; the table's own folder by default.
         preprocessing: What is done once to every image before it is cached.
         augmentation: Random changes of the training images, on the device; none by default.
+        torchio_transforms: Transforms of torchio for what `augmentation` does not cover (motion, ghosting, spikes), by
+            sample where it is read, before `augmentation`; they are slow: give them `num_workers`.
         batch_size: Samples per optimisation step, over all devices.
-        num_workers: Loader processes; 0 reads in the training process.
+        num_workers: Loader processes; 0 reads in a thread of the training process, which is faster unless
+            `torchio_transforms` have work for them.
         val_fraction: Share of the participants of the training sites whose rows choose the model.
         test_fraction: Share of the participants of the training sites held out for the test.
         held_out_sites: Sites that training never sees; their participants form the split `external`.
@@ -88,6 +94,7 @@ class BaseDataModule(LightningDataModule):
         root: Path | None = None,
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - frozen
         augmentation: Augmentation | None = None,
+        torchio_transforms: list[tio.Transform] | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
         val_fraction: float = 0.15,
@@ -111,6 +118,9 @@ class BaseDataModule(LightningDataModule):
         self.root = root
         self.preprocessing = preprocessing
         self.augmentation = augmentation
+        if augmentation is not None:
+            augmentation.output_size(preprocessing.shape)  # refuses a crop that does not fit
+        self.transform = TorchioTransforms(torchio_transforms, seed) if torchio_transforms else None
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.val_fraction = val_fraction
@@ -274,7 +284,7 @@ class BaseDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the training part, shuffled by (seed, epoch); a resumed one begins where it stopped."""
         samples = self.part("train")
-        loader = self._loader(samples, shuffle=True, weights=self.sampling_weights(samples))
+        loader = self._loader(samples, training=True, weights=self.sampling_weights(samples))
         if self.trainer is not None:
             loop = self.trainer.fit_loop
             num_batches = loop.epoch_loop.batch_progress.current.completed if loop.restarting else 0
@@ -295,7 +305,7 @@ class BaseDataModule(LightningDataModule):
         return self._loader(self.samples)
 
     def _loader(
-        self, samples: list[Sample], *, shuffle: bool = False, weights: Sequence[float] | None = None
+        self, samples: list[Sample], *, training: bool = False, weights: Sequence[float] | None = None
     ) -> CohortLoader:
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world_size:
@@ -305,24 +315,31 @@ class BaseDataModule(LightningDataModule):
         sampler = KeySampler(
             len(samples),
             self.seed,
-            shuffle=shuffle,
+            shuffle=training,
             weights=weights,
             batch_size=self.batch_size,
             rank=rank,
             world_size=world_size,
         )
         return CohortLoader(
-            CohortDataset(samples, self.cache),
+            CohortDataset(samples, self.cache, self.transform if training else None),
+            kernel=self._kernel() if training else "none",
             sampler=sampler,
             batch_size=self.batch_size // world_size,
             num_workers=self.num_workers,
             collate_fn=collate,
-            persistent_workers=False,
+            persistent_workers=self.num_workers > 0,  # a process checks an entry against its hash only once
             pin_memory=torch.cuda.is_available(),
         )
 
+    def _kernel(self) -> str:
+        if self.augmentation is None:
+            return "none"
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return self.augmentation.kernel_on(device)
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Make the images float32 and, in training, augment them on the device they are on."""
+        """Make the images float32 on the device they are on; augment those of the training."""
         image: Tensor = batch["image"]
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             keys = [
@@ -331,8 +348,18 @@ class BaseDataModule(LightningDataModule):
                     batch["epoch"], batch["image_id"], batch["occurrence"], strict=True
                 )
             ]
-            image = self.augmentation(image, keys)
-        return {**batch, "image": image.float()}
+            return {**batch, "image": self.augmentation(image, keys)}
+        if self.augmentation is None or self.augmentation.crop is None:
+            return {**batch, "image": image.float()}
+        affine: Tensor = batch["affine"]
+        shift = torch.from_numpy(self._window_shift(image.shape[2:])).to(affine)
+        return {**batch, "image": self.augmentation.centre(image).float(), "affine": affine @ shift}
+
+    def _window_shift(self, shape: Sequence[int]) -> Affine:
+        """Return the affine from voxels of the window that an evaluation sees to voxels of the whole image."""
+        start = [0, 0, 0] if self.augmentation is None else self.augmentation.window_start(shape)
+        shift: Affine = from_matvec(np.eye(3), [*start, 0][:3])
+        return shift
 
     # What a module, a run and a reader need to know ----------------------------------------------------------------
 
@@ -350,10 +377,11 @@ class BaseDataModule(LightningDataModule):
         return self.cohorts[0].schema.column(name).unit
 
     def to_native(self, array: np.ndarray, sample: Sample, *, order: Literal[0, 1] = 1) -> np.ndarray:
-        """Resample a map (D, H, W) of a sample's grid to the grid of the participant's own first image."""
+        """Resample a map (D, H, W) of what an evaluation sees to the grid of the participant's own first image."""
         cached = self.cache.get(sample.files.images, sample.files.mask, sample.files.sha256s)
+        affine = cached.affine @ self._window_shift(cached.array.shape[1:])
         native = read_volume(sample.files.images[0])
-        return to_native(array, cached.affine, native.data.shape[1:], native.affine, order=order)
+        return to_native(array, affine, native.data.shape[1:], native.affine, order=order)
 
     def data_contract(self) -> dict[str, Any]:
         """Describe what a network trained on these batches expects: channels, grid, normalisation and outputs."""
@@ -362,6 +390,7 @@ class BaseDataModule(LightningDataModule):
             "mask": self.mask,
             "orientation": "RAS",
             "preprocessing": self.preprocessing.canonical(),
+            "crop": None if self.augmentation is None or self.augmentation.crop is None else [*self.augmentation.crop],
             "target_transform": self.target_transform,
             "units": {name: self.target_unit(name) for name in self.targets},
         }

@@ -1,17 +1,23 @@
 """Samples of a cohort: which volume comes when (a pure function of seed and epoch), and how a batch is put together."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import functools
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from datamodules.cache import ImageFiles, VolumeCache
+from datamodules.preprocessing import Affine
 from datamodules.problems import CohortError
+
+READ_AHEAD = 2  # batches
 
 
 class SampleKey(NamedTuple):
@@ -43,11 +49,18 @@ class CohortDataset(Dataset[dict[str, Any]]):
     Args:
         samples: The samples, in a fixed order.
         cache: Where their preprocessed volumes are.
+        transform: Changes an image (C, D, H, W) where it is read, given the image, its affine, its sample and its key.
     """
 
-    def __init__(self, samples: Sequence[Sample], cache: VolumeCache) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        cache: VolumeCache,
+        transform: Callable[[Tensor, Affine, Sample, SampleKey], Tensor] | None = None,
+    ) -> None:
         self.samples = list(samples)
         self.cache = cache
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -55,8 +68,9 @@ class CohortDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         sample = self.samples[key.position]
         volume = self.cache.get(sample.files.images, sample.files.mask, sample.files.sha256s)
+        image = torch.from_numpy(np.asarray(volume.array))
         return {
-            "image": torch.from_numpy(np.asarray(volume.array)),
+            "image": image if self.transform is None else self.transform(image, volume.affine, sample, key),
             "affine": torch.from_numpy(np.asarray(volume.affine)),
             "target": sample.targets,
             "covariates": torch.tensor(sample.covariates, dtype=torch.float32),
@@ -77,7 +91,12 @@ TEXT_KEYS = ("participant_id", "session_id", "image_id", "dataset", "site", "spl
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack samples into the batch that `datamodules.base` documents; images stay in half precision."""
     batch: dict[str, Any] = {name: [item[name] for item in items] for name in TEXT_KEYS}
-    for name in ("image", "affine", "covariates"):
+    images = [item["image"] for item in items]
+    # One copy, from the mapped files to where a GPU can fetch the batch; loader processes have no GPU.
+    pinned = _has_gpu() and get_worker_info() is None
+    memory = torch.empty((len(images), *images[0].shape), dtype=images[0].dtype, pin_memory=pinned)
+    batch["image"] = torch.stack(images, out=memory)
+    for name in ("affine", "covariates"):
         batch[name] = torch.stack([item[name] for item in items])
     for name in ("epoch", "occurrence"):
         batch[name] = torch.tensor([item[name] for item in items], dtype=torch.int64)
@@ -168,11 +187,39 @@ class KeySampler(Sampler[SampleKey]):
 
 
 class CohortLoader(DataLoader[dict[str, Any]]):
-    """A loader that continues in the middle of an epoch.
+    """A loader that reads ahead, and continues in the middle of an epoch.
 
-    Where it continues is the training's to say (see `KeySampler.resume`), because batches that were fetched ahead have
-    not been trained on. What it keeps in a checkpoint is what must not have changed.
+    Without loader processes a thread puts the next batches together while the device works on this one: what it does
+    is reading and copying, and both leave the interpreter to others. Where an epoch continues is the training's to say
+    (see `KeySampler.resume`), because batches that were fetched ahead have not been trained on. What the loader keeps
+    in a checkpoint is what must not have changed.
+
+    Args:
+        dataset: The samples.
+        kernel: What augments them (see `Augmentation.kernel_on`).
+        **options: Those of torch's DataLoader.
     """
+
+    def __init__(self, dataset: CohortDataset, *, kernel: str = "none", **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.kernel = kernel
+        # A transform draws from torch's global generator, which belongs to the training thread.
+        self.reads_ahead = self.num_workers == 0 and dataset.transform is None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # torch promises its own class
+        """Iterate over the batches of an epoch."""
+        batches = super().__iter__()
+        return self._read_ahead(batches) if self.reads_ahead else batches
+
+    def _read_ahead(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        reader = ThreadPoolExecutor(1, thread_name_prefix="loader", initializer=_same_device())
+        try:
+            coming = deque(reader.submit(next, batches, None) for _ in range(READ_AHEAD))
+            while (batch := coming.popleft().result()) is not None:
+                coming.append(reader.submit(next, batches, None))
+                yield batch
+        finally:
+            reader.shutdown(cancel_futures=True)
 
     @property
     def keys(self) -> KeySampler:
@@ -180,18 +227,35 @@ class CohortLoader(DataLoader[dict[str, Any]]):
         assert isinstance(self.sampler, KeySampler)
         return self.sampler
 
-    def state_dict(self) -> dict[str, int]:
-        """Return what the order depends on."""
-        return {"num_samples": self.keys.num_samples, "batch_size": self.keys.batch_size, "seed": self.keys.seed}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the batches depend on."""
+        return {
+            "num_samples": self.keys.num_samples,
+            "batch_size": self.keys.batch_size,
+            "seed": self.keys.seed,
+            "kernel": self.kernel,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse to continue what was begun with others.
 
         Raises:
-            CohortError: If the samples, their batches or the seed are others.
+            CohortError: If the samples, their batches, the seed or the kernel of the augmentation are others.
         """
         if (own := self.state_dict()) != state:
             changes = ", ".join(
                 f"{name} {state.get(name)} then, {own[name]} now" for name in own if own[name] != state.get(name)
             )
             raise CohortError(f"The training cannot be resumed: its data has changed ({changes}). Start a new run.")
+
+
+def _same_device() -> Callable[[], None] | None:
+    """Return what makes a thread use this one's GPU: a thread begins with the first."""
+    if not _has_gpu():
+        return None
+    return functools.partial(torch.cuda.set_device, torch.cuda.current_device())
+
+
+@functools.cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()  # takes a third of a millisecond
