@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from experiments.memory import keep_freed_memory
+
 VERBS = {
     "quickstart": "Make a phantom cohort, train, evaluate and report, in about three minutes.",
     "make-cohort": "Write a phantom cohort with known ground truth.",
@@ -103,6 +105,7 @@ def run_verb(name: str, words: Sequence[str], *, debug: bool) -> int:
             arguments = parser.parse_args(own, argparse.Namespace(rest=rest, words=list(words)))
         else:
             arguments = parser.parse_args(words)
+        keep_freed_memory()
         return verb.run(arguments)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else (DONE if stop.code is None else complain(stop.code, FAILED))
