@@ -5,16 +5,24 @@ import sys
 
 import pytest
 
+SMALL = ["--shape", "32", "36", "32", "--width", "1", "--rounds", "1"]
+
 
 @pytest.mark.parametrize(
-    ("words", "last"),
+    ("script", "words", "last"),
     [
-        (["benchmarks/overhead.py", "--rounds", "1", "--steps", "10"], "times less than Lightning + MLFlowLogger."),
-        (["benchmarks/road.py", "--rounds", "1"], ""),
+        ("overhead", ["--rounds", "1", "--steps", "10"], "times less than Lightning + MLFlowLogger."),
+        ("road", ["--rounds", "1"], ""),
+        ("data_path", ["--rounds", "1", "--images", "2", "--shape", "24", "28", "24"], "HELD"),
+        ("epoch", ["--images", "4", *SMALL], "HELD)."),
+        pytest.param("gpu", ["--anyway", "--images", "4", *SMALL], "HELD).", marks=pytest.mark.slow),
+        pytest.param("memory", ["--epochs", "3", "--images", "12"], "HELD).", marks=pytest.mark.slow),
+        pytest.param("settings", ["--rounds", "1", "--repeats", "1", "--threads", "1"], "", marks=pytest.mark.slow),
     ],
-    ids=["overhead", "road"],
 )
-def test_one_round(words, last):
-    done = subprocess.run([sys.executable, *words], capture_output=True, encoding="utf-8", check=False)
+def test_one_round(script, words, last):
+    done = subprocess.run(
+        [sys.executable, f"benchmarks/{script}.py", *words], capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(last)
+    assert done.stdout.strip().upper().endswith(last.upper())
