@@ -39,7 +39,10 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and doctests; real servers are started by the tests that need them."""
     install(session, "test")
-    session.run("python", "-m", "pytest", "-m", "not slow", *session.posargs, external=True)
+    # One process for each core, and one thread in each: more threads than cores wait for each other.
+    spread = ["-n", "auto", "--dist", "loadfile"]
+    words = ["-m", "not slow", *spread, *session.posargs]
+    session.run("python", "-m", "pytest", *words, env={"OMP_NUM_THREADS": "1"}, external=True)
 
 
 @nox.session(default=False)

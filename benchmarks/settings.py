@@ -16,8 +16,8 @@ from collections.abc import Callable
 ALLOCATORS = {
     "as it comes": {"THP_MEM_ALLOC_ENABLE": "0"},
     "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"},
-    "kept": {"THP_MEM_ALLOC_ENABLE": "0", "keep": "1"},
-    "kept, huge pages (ours)": {"keep": "1"},
+    "kept (ours)": {"THP_MEM_ALLOC_ENABLE": "0", "keep": "1"},
+    "kept, huge pages": {"THP_MEM_ALLOC_ENABLE": "1", "keep": "1"},
 }
 STEPS = {"SFCN width 16, 8 x 32x40x32": (16, 8, (32, 40, 32)), "SFCN width 16, 2 x 64x64x64": (16, 2, (64, 64, 64))}
 

@@ -1,4 +1,4 @@
-"""How a process asks the system for memory; imports nothing heavy, for it must come before torch."""
+"""How a process asks the system for memory; imports nothing heavy."""
 
 import os
 
@@ -8,12 +8,11 @@ SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"
 
 
 def keep_freed_memory() -> None:
-    """Keep memory that was freed, and take it in huge pages, instead of asking for it again at every step.
+    """Keep memory that was freed instead of asking for it again at every step.
 
     A volume is larger than what the C library keeps, so that each of them would be mapped, zeroed page by page, and
     given back. What the user has set in the environment stays as it is; another C library than glibc is left alone.
     """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's; it looks at it once
     if any(name in os.environ for name in SETTINGS):
         return
     import ctypes

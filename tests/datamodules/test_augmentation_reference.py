@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from datamodules.fused import augment_volume
 from datamodules.geometry import Warp, affine_matrix, expand_lattice, inverse_warp, resample
@@ -39,6 +40,15 @@ def sample(kernel, image, warp):
     for channel, part in zip(image, out, strict=True):
         augment_volume(channel, warp, Intensity(), part)
     return out
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_affine_is_scale_after_rotation_after_shear(axes):
+    degrees, scale, shear = np.array([20.0, -35.0, 50.0]), np.array([1.2, 0.7, 0.9]), np.array([0.1, -0.3, 0.2])
+    turn = Rotation.from_euler("ZXY", degrees[[2, 0, 1]] if axes == 3 else [50, 0, 0], degrees=True).as_matrix()
+    sheared = np.array([[1, 0.1, -0.3], [0, 1, 0.2], [0, 0, 1]])
+    matrix = affine_matrix(degrees if axes == 3 else degrees[2:], scale[:axes], shear)
+    np.testing.assert_allclose(matrix, np.diag(scale[:axes]) @ turn[:axes, :axes] @ sheared[:axes, :axes], atol=1e-12)
 
 
 @pytest.mark.parametrize(("kernel", "shape"), [("torch", SHAPE), ("fused", SHAPE), ("torch", (18, 25))])

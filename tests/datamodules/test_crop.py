@@ -172,7 +172,15 @@ def test_an_evaluation_sees_the_middle(shape, crop, first):
 
 
 @pytest.mark.parametrize(
-    ("crop", "shape"), [((9, 9, 10), (9, 9, 9)), ((4, 4), (9, 9, 9)), ((4, 4, 4), (9, 9)), ((4, 10), (9, 9))]
+    ("crop", "shape"),
+    [
+        ((9, 9, 10), (9, 9, 9)),
+        ((4, 4), (9, 9, 9)),
+        ((4, 4, 4), (9, 9)),
+        ((4, 10), (9, 9)),
+        ((0, 9, 9), (9, 9, 9)),
+        ((4, -1), (9, 9)),
+    ],
 )
 def test_a_crop_that_does_not_fit_is_refused(crop, shape):
     augmentation, image = Augmentation(crop=crop), numbered(shape)

@@ -34,6 +34,12 @@ def textured(shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def ramps(shape):
+    """Return a smooth texture: torch rounds the coordinates of long images more than of short ones."""
+    where = torch.stack(torch.meshgrid(*[torch.arange(float(n)) for n in shape], indexing="ij"))
+    return (where * torch.tensor([0.9, 0.031, 0.023]).view(3, 1, 1, 1)).sin().sum(0)
+
+
 def compute(channel, warp=STILL, size=None, **intensity):
     out = torch.full(size or tuple(channel.shape), torch.nan)
     augment_volume(channel, warp, Intensity(**intensity), out)
@@ -135,6 +141,18 @@ def test_tiny_volumes_give_what_torch_gives(shape, warp, change):
     assert_same(fused, expected, image, CHANGES[change].get("gamma", 1))
 
 
+@pytest.mark.parametrize("shape", [(2, 70, 61), (2, 64, 64), (2, 4097, 1), (2, 3, 5000)])
+@pytest.mark.parametrize("warp", WARPS)
+def test_planes_of_several_blocks_give_what_torch_gives(shape, warp):
+    image = ramps(shape)
+    fused, expected = (kernel(image, WARPS[warp], **CHANGES["all"]) for kernel in (compute, define))
+    assert_same(fused, expected, image)
+    noisy = compute(image, WARPS[warp], noise=0.2, noise_seed=6) - compute(image, WARPS[warp])
+    ratio = noisy / (0.2 * foreground_sd(image))
+    assert stats.kstest(ratio.ravel().numpy(), "norm").pvalue > 1e-3
+    assert np.unique(ratio.numpy().round(6)).size > 0.98 * ratio.numel()
+
+
 @pytest.mark.parametrize("size", [(7, 8, 9), (1, 1, 1), (24, 31, 17)])
 def test_the_output_may_have_any_size(size):
     image, warp = textured((11, 14, 12)), Warp(TURN.linear, TURN.offset, np.full((3, 4, 4, 4), 0.7))
@@ -222,7 +240,7 @@ def test_the_number_of_threads_changes_nothing(shape, threads):
 # Noise ---------------------------------------------------------------------------------------------------------------
 
 
-def noise(seed, shape=(40, 34, 33)):
+def noise(seed, shape=(9, 90, 61)):
     image = textured(shape) * 1e-6
     return (compute(image, noise=1e6, noise_seed=seed) / (1e6 * foreground_sd(image))).double().numpy()
 
@@ -256,8 +274,9 @@ def test_noise_has_the_tails_of_a_normal_distribution():
 
 def test_noise_differs_from_voxel_to_voxel():
     drawn = noise(5)
-    half = (drawn.shape[2] + 1) // 2
-    assert_uncorrelated(drawn[..., : half - 1], drawn[..., half:])  # cosine and sine of the same two numbers
+    block = drawn[:, :67].reshape(9, -1)  # lines that are drawn at once
+    half = (block.shape[1] + 1) // 2
+    assert_uncorrelated(block[:, : half - 1], block[:, half:])  # cosine and sine of the same two numbers
     assert_uncorrelated(drawn[..., :-1], drawn[..., 1:])
     assert_uncorrelated(drawn[:, :-1], drawn[:, 1:])
     assert_uncorrelated(drawn[:-1], drawn[1:])
@@ -275,6 +294,14 @@ def test_noise_differs_from_seed_to_seed(other):
     assert np.isin(one, two).mean() < 0.01
     lagged = np.fft.ifft(np.fft.fft(one.ravel()) * np.fft.fft(two.ravel()).conj()).real
     assert np.abs(lagged).max() < 6 * np.sqrt(one.size)
+
+
+def test_no_pair_of_normal_numbers_comes_twice():
+    # Each pair is made of two hashed numbers. Were only one of them seeded, some 60 pairs would meet.
+    pairs = [noise(seed, (250, 64, 64)).reshape(250, 2, 2048) for seed in (5, 6)]
+    first, second = (pair[:, 0].ravel() + 1j * pair[:, 1].ravel() for pair in pairs)
+    assert np.unique(first).size == first.size
+    assert np.intersect1d(first, second).size == 0
 
 
 def test_noise_is_the_same_for_the_same_seed_and_any_image():

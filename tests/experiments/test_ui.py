@@ -1,4 +1,5 @@
 import argparse
+import functools
 import http.client
 import json
 import os
@@ -73,7 +74,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (folder / "cwd").mkdir()
     command = [sys.executable, "-m", "experiments.cli", "ui", "--port", "0", "--output-dir", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, cwd=folder / "cwd", env=environment, text=True, stdout=subprocess.PIPE) as process:
+    options = {"cwd": folder / "cwd", "env": environment, "text": True, "stdout": subprocess.PIPE}
+    # Tests that a shell runs in the background have been told to ignore Ctrl-C; the server shall not inherit it.
+    listens = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, preexec_fn=listens, **options) as process:
         assert process.stdout is not None
         try:
             match = re.fullmatch(r"MLflow UI: http://(127\.0\.0\.1:\d+)\n", process.stdout.readline())
