@@ -139,7 +139,7 @@ def holdout_split(
             by_site[unit.home].append(unit)
     smallest = min(share for share in fractions.values() if share > 0)
     ordered = [unit for site in sorted(by_site) for unit in balanced_order(by_site[site], site, smallest, seed)]
-    _assign(ordered, fractions, assigned, seed)
+    assign_to_parts(ordered, fractions, assigned, seed)
     _check_result(assigned, fractions, group, len(units))
     sites = sites_by_key(frame)
     parts = {
@@ -192,8 +192,17 @@ def _check_result(
     )
 
 
-def _assign(units: Sequence[Unit], fractions: Mapping[str, float], assigned: dict[str, list[Unit]], seed: int) -> None:
-    """Give each unit to the part that is furthest behind its share; a site that training has not seen, to training."""
+def assign_to_parts(
+    units: Sequence[Unit], fractions: Mapping[str, float], assigned: dict[str, list[Unit]], seed: int
+) -> None:
+    """Give each unit to the part that is furthest behind its share; a site that training has not seen, to training.
+
+    Args:
+        units: In the order of `balanced_order`, so that every part is alike.
+        fractions: Share of each part.
+        assigned: Part -> its units; added to.
+        seed: Seed of the draw between parts that are equally far behind.
+    """
     sizes = dict.fromkeys(fractions, 0)
     seen: set[str] = set()
     for unit in units:
