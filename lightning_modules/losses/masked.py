@@ -13,8 +13,8 @@ def masked_mean(losses: Tensor, is_known: Tensor) -> Tensor:
     With no known sample the result is 0 and still hangs on the graph, so that a backward pass gives zero gradients.
 
     Args:
-        losses: Loss of each sample, (B,); what unknown samples hold does not matter.
-        is_known: Whether each sample counts, (B,) bool.
+        losses: Loss of each sample, (B,), or of each of its outputs, (B, K); what unknown samples hold does not matter.
+        is_known: Whether each loss counts, bool, of the same shape.
 
     Example:
         >>> masked_mean(torch.tensor([1.0, 3.0, float("nan")]), torch.tensor([True, True, False]))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import entropy
 
-from lightning_modules.losses import MaskedRegressionLoss, SoftBinsLoss
+from lightning_modules.losses import MaskedBCELoss, MaskedRegressionLoss, SoftBinsLoss
 from lightning_modules.networks.heads import SoftBins
 
 NAN = float("nan")
@@ -39,9 +39,36 @@ def test_soft_bins_loss_is_the_divergence_from_the_distribution():
     assert gradient[1].abs().sum() == 0
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_cross_entropy_is_that_of_torch_over_the_known_labels(smoothing):
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(5, 2)).requires_grad_()
+    target = torch.tensor([[1.0, 0.0], [NAN, 1.0], [0.0, NAN], [NAN, NAN], [1.0, 1.0]])
+    weight = torch.tensor([3.0, 0.5])
+    known = [~column.isnan() for column in target.T]
+    parts = [
+        torch.nn.BCEWithLogitsLoss(pos_weight=weight[output], reduction="sum")(
+            logits[known[output], output], target[known[output], output].clamp(smoothing / 2, 1 - smoothing / 2)
+        )
+        for output in (0, 1)
+    ]
+    expected = (parts[0] + parts[1]) / 6  # labels, not images
+    loss = MaskedBCELoss(smoothing)(logits, target, weight)
+    torch.testing.assert_close(loss, expected)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    torch.testing.assert_close(gradient, expected_gradient)
+    assert gradient[target.isnan()].abs().sum() == 0
+
+
 @pytest.mark.parametrize(
     ("loss", "shape"),
-    [(MaskedRegressionLoss("l1"), (4,)), (MaskedRegressionLoss("mse"), (4,)), (SoftBinsLoss(BINS), (4, 10))],
+    [
+        (MaskedRegressionLoss("l1"), (4,)),
+        (MaskedRegressionLoss("mse"), (4,)),
+        (MaskedBCELoss(0.1), (4,)),
+        (SoftBinsLoss(BINS), (4, 10)),
+    ],
 )
 def test_batch_without_labels_is_zero_on_the_graph(loss, shape):
     outputs = torch.randn(shape, requires_grad=True)
