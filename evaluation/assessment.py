@@ -2,18 +2,20 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
 
+from evaluation.design import Design, DesignError, DesignKind
 from evaluation.estimate import NUM_REPLICATES, Estimate, as_json
+from evaluation.prediction_checks import binary_problems
 from evaluation.predictions import PredictionsError, normalise_predictions, scored_rows
-from evaluation.regression import INFANT_YEARS, WEEKS_PER_YEAR, point_estimates, regression_metrics
-from evaluation.tasks import TASKS
+from evaluation.regression import INFANT_YEARS, WEEKS_PER_YEAR, regression_metrics
+from evaluation.tasks import TASKS, statistic_of
 
-Assessor = Callable[[pd.DataFrame, int, int, str | None], dict[str, Estimate]]
+Assessor = Callable[..., dict[str, Estimate]]
 YEARS = "years"
 UNITS = {"age": YEARS}  # outputs whose unit the contract fixes
 
@@ -31,6 +33,7 @@ class Assessment:
         unit: Unit of the target, where it is known.
         num_replicates: Bootstrap replicates.
         seed: Seed of the bootstrap.
+        design: How the participants came to be studied; it matters to a binary outcome.
     """
 
     task: str
@@ -41,6 +44,7 @@ class Assessment:
     unit: str | None
     num_replicates: int
     seed: int
+    design: Design = field(default_factory=Design)
 
     @property
     def num_participants(self) -> int:
@@ -60,10 +64,18 @@ class Assessment:
         return "the mean of this table's own targets (no column baseline), which a model cannot know beforehand"
 
     def between_runs(self, metric: str) -> float:
-        """Return the standard deviation of a point metric between runs, NaN for fewer than two runs."""
-        runs = self.rows.groupby("run")
-        values = [point_estimates(run["target"], run["prediction"])[metric] for _, run in runs]
+        """Return the standard deviation of a metric between runs, NaN for fewer than two runs."""
+        values = self._of_runs(metric)
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+    def over_runs(self, metric: str) -> float:
+        """Return the mean of a metric over the runs, from the rows as they are now."""
+        return float(np.mean(self._of_runs(metric)))
+
+    def _of_runs(self, metric: str) -> list[float]:
+        make = statistic_of(self.task)
+        runs = [run for _, run in self.rows.groupby("run")]
+        return [float(make(run, [metric], self.design)(np.ones((1, len(run))))[metric][0]) for run in runs]
 
     def as_json(self) -> dict[str, Any]:
         """Return the JSON contract of `fontanel evaluate --json`."""
@@ -77,6 +89,8 @@ def assess(
     num_replicates: int = NUM_REPLICATES,
     seed: int = 0,
     unit: str | None = None,
+    design: DesignKind = "cohort",
+    prevalence: float | None = None,
 ) -> Assessment:
     """Compute every metric of a task from a predictions table.
 
@@ -86,26 +100,37 @@ def assess(
         num_replicates: Bootstrap replicates; 0 gives no intervals.
         seed: Seed of the bootstrap.
         unit: Unit of the target; years for the output `age`.
+        design: For a binary outcome, how the participants came to be studied. What a case-control study cannot give
+            without the prevalence (the observed risk, and all that is compared with it) is undefined there.
+        prevalence: For a binary outcome, the share of events in the population meant; rows are re-weighted to it.
 
     Raises:
-        PredictionsError: The table has problems, mixes what may not be mixed, or holds no target.
+        PredictionsError: The table has problems, mixes what may not be mixed, holds no target, or does not fit the
+            task.
+        DesignError: Design or prevalence are wrong, or given for an outcome that is not binary.
     """
     if task not in TASKS:
         raise PredictionsError([f"the task '{task}' is unknown. There are: {', '.join(TASKS)}."])
     table = normalise_predictions(frame)
     rows = scored_rows(table)
+    plan = Design(design, prevalence)
+    if task == "binary":
+        _require_binary(table, frame.index)
+    elif plan != Design():
+        raise DesignError(f"Design and prevalence belong to a binary outcome; the task is '{task}'. Leave them out.")
     unit = UNITS.get(rows["output"].iloc[0]) if unit is None else unit
-    module, _, function = TASKS[task].partition(":")
+    module, _, function = TASKS[task].assessor.partition(":")
     assessor = cast(Assessor, getattr(importlib.import_module(module), function))
     return Assessment(
         task=task,
-        metrics=assessor(rows, num_replicates, seed, unit),
+        metrics=assessor(rows, num_replicates=num_replicates, seed=seed, unit=unit, design=plan),
         rows=rows,
         num_missing_target=int(table["target"].isna().sum()),
         null_model="table" if rows["baseline"].isna().any() else "training",
         unit=unit,
         num_replicates=num_replicates,
         seed=seed,
+        design=plan,
     )
 
 
@@ -130,7 +155,9 @@ def evaluate(
     return assess(frame, task, num_replicates=num_replicates, seed=seed).as_json()
 
 
-def assess_regression(rows: pd.DataFrame, num_replicates: int, seed: int, unit: str | None) -> dict[str, Estimate]:
+def assess_regression(
+    rows: pd.DataFrame, *, num_replicates: int, seed: int, unit: str | None, design: Design | None = None
+) -> dict[str, Estimate]:
     """Compute the metrics of a continuous outcome; errors of infants in weeks too where the unit is years.
 
     Args:
@@ -138,6 +165,7 @@ def assess_regression(rows: pd.DataFrame, num_replicates: int, seed: int, unit: 
         num_replicates: Bootstrap replicates.
         seed: Seed of the bootstrap.
         unit: Unit of the target.
+        design: It changes nothing where the outcome is continuous.
     """
     metrics = _metrics(rows, num_replicates, seed)
     infants = rows[rows["target"] < INFANT_YEARS]
@@ -159,3 +187,10 @@ def _metrics(rows: pd.DataFrame, num_replicates: int, seed: int) -> dict[str, Es
         num_replicates=num_replicates,
         seed=seed,
     )
+
+
+def _require_binary(table: pd.DataFrame, index: pd.Index) -> None:
+    """Refuse targets and predictions that are not binary, by the row numbers that a selection kept where it did."""
+    kept = pd.api.types.is_integer_dtype(index)
+    if problems := binary_problems(table.set_axis(index) if kept else table):
+        raise PredictionsError(problems)

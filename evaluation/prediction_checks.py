@@ -117,6 +117,23 @@ def value_problems(table: pd.DataFrame) -> list[str]:
     return problems
 
 
+def binary_problems(table: pd.DataFrame) -> list[str]:
+    """Name the rows that cannot belong to a binary outcome.
+
+    Args:
+        table: A normalised table of one output; rows are named by its index, counted from 1.
+    """
+    known = table["target"].notna()
+    checks = {
+        "the target of a binary outcome is neither 0 nor 1": known & ~table["target"].isin([0, 1]),
+        "the prediction is no probability between 0 and 1": ~table["prediction"].between(0, 1) & known,
+    }
+    if "threshold" in table and table["threshold"].notna().any():
+        checks["the threshold is no probability between 0 and 1"] = ~table["threshold"].between(0, 1) & known
+    remedy = "Correct them, or evaluate another task (--task regression)."
+    return [f"{text} in {_rows(wrong)}. {remedy}" for text, wrong in checks.items() if wrong.any()]
+
+
 def key_problems(table: pd.DataFrame) -> list[str]:
     """Name the rows whose key is repeated, and those of one session that differ in their target."""
     problems = []

@@ -1,8 +1,8 @@
 """The predictions table: the only source of every reported number.
 
 One row per image and output. Its key is `KEY`; then `site, target, prediction, score_0..score_{K-1}` (classes only),
-`decision`, `baseline` (the null model fitted on training rows) and `run_id`. A table of other software needs only
-`participant_id, target, prediction`.
+`threshold` (the prediction from which on the decision is 1), `decision`, `baseline` (the null model fitted on training
+rows) and `run_id`. A table of other software needs only `participant_id, target, prediction`.
 """
 
 import csv
@@ -112,8 +112,9 @@ def normalise_predictions(frame: pd.DataFrame) -> pd.DataFrame:
         frame: Any table with at least `participant_id`, `target` and `prediction`.
 
     Returns:
-        A new table: key columns, `site`, `target`, `prediction`, `score_k`, `decision`, `baseline`, `run_id` and
-        whatever else there was; `repeat` and `seed` are integers, the other keys text, numbers double precision.
+        A new table: key columns, `site`, `target`, `prediction`, `score_k`, `threshold`, `decision`, `baseline`,
+        `run_id` and whatever else there was; `repeat` and `seed` are integers, the other keys text, numbers double
+        precision.
 
     Raises:
         PredictionsError: Columns are missing, numbers are not numbers (rows named, 1-based), keys are repeated, a
@@ -124,7 +125,7 @@ def normalise_predictions(frame: pd.DataFrame) -> pd.DataFrame:
     problems = column_problems(table)
     if len(table) == 0:
         problems.append("it has no rows.")
-    numeric = {*NUMBER_KEY, "target", "prediction", "baseline"}
+    numeric = {*NUMBER_KEY, "target", "prediction", "threshold", "baseline"}
     numbers = [name for name in table.columns if name in numeric or SCORE.fullmatch(name)]
     for name in numbers:
         table[name], found = as_numbers(table[name])
@@ -206,16 +207,20 @@ def by_participant(frame: pd.DataFrame) -> pd.DataFrame:
         frame: A normalised table.
 
     Returns:
-        One row per key without `image_id`, with the number of images in `num_images`. `decision` is dropped: it has to
-        be taken again from the averaged score.
+        One row per key without `image_id`, with the number of images in `num_images`. `decision` is taken again: 1 from
+        the averaged threshold on, none where there is no threshold.
     """
     keys = [name for name in KEY if name != "image_id"]
-    numbers = ["target", "prediction", "baseline", *(name for name in frame.columns if SCORE.fullmatch(name))]
+    numbers = ["target", "prediction", "baseline"]
+    numbers += [name for name in frame.columns if SCORE.fullmatch(name) or name == "threshold"]
     groups = frame.groupby(keys, sort=True)
     table = groups[numbers].mean()
     table.insert(0, "site", groups["site"].first())
     table["run_id"] = groups["run_id"].first()
     table["num_images"] = groups.size()
+    if "threshold" in table:
+        reached = (table["prediction"] >= table["threshold"]).astype(np.float64)
+        table["decision"] = reached.where(table["threshold"].notna())
     return table.reset_index()
 
 
@@ -271,5 +276,5 @@ def _ordered(columns: Iterable[str]) -> list[str]:
     scores = sorted(
         (name for name in names if SCORE.fullmatch(name)), key=lambda name: int(name.removeprefix("score_"))
     )
-    contract = [*KEY, "site", "target", "prediction", *scores, "decision", "baseline", "run_id"]
+    contract = [*KEY, "site", "target", "prediction", *scores, "threshold", "decision", "baseline", "run_id"]
     return [*(name for name in contract if name in names), *(name for name in names if name not in contract)]

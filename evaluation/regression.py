@@ -1,16 +1,18 @@
 """Metrics of a continuous outcome (age) as functions of row weights: one code for the estimate and its bootstrap."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from evaluation.estimate import NUM_REPLICATES, Estimate, FloatArray, bootstrap
+from evaluation.design import Design
+from evaluation.estimate import NUM_REPLICATES, Estimate, FloatArray, Statistic, bootstrap
 
 POINT_METRICS = ("mae", "rmse", "r2", "pearson_r", "mean_bias", "bias_slope")
 WEEKS_PER_YEAR = 365.25 / 7
+PRIMARY = "mae"
 INFANT_YEARS = 2.0  # below this age errors are given in weeks too
 MIN_BIN_PARTICIPANTS = 5  # an interval from fewer would promise more than it holds
 BIN_WIDTHS = (1 / 12, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -24,25 +26,27 @@ class Metric:
         label: Its name for a reader.
         in_unit: Whether it is in the unit of the target.
         digits: Decimals that a report shows.
+        larger_is_better: Whether a larger value is a better model; None where that is not so simple.
     """
 
     label: str
     in_unit: bool
     digits: int = 2
+    larger_is_better: bool | None = None
 
 
 METRICS: Mapping[str, Metric] = {
-    "mae": Metric("Mean absolute error", in_unit=True),
-    "median_ae": Metric("Median absolute error", in_unit=True),
-    "rmse": Metric("Root mean squared error", in_unit=True),
-    "r2": Metric("R², variance explained", in_unit=False, digits=3),
-    "pearson_r": Metric("Pearson r", in_unit=False, digits=3),
-    "spearman_r": Metric("Spearman r", in_unit=False, digits=3),
+    "mae": Metric("Mean absolute error", in_unit=True, larger_is_better=False),
+    "median_ae": Metric("Median absolute error", in_unit=True, larger_is_better=False),
+    "rmse": Metric("Root mean squared error", in_unit=True, larger_is_better=False),
+    "r2": Metric("R², variance explained", in_unit=False, digits=3, larger_is_better=True),
+    "pearson_r": Metric("Pearson r", in_unit=False, digits=3, larger_is_better=True),
+    "spearman_r": Metric("Spearman r", in_unit=False, digits=3, larger_is_better=True),
     "mean_bias": Metric("Mean bias, prediction minus target", in_unit=True),
     "bias_slope": Metric("Slope of the bias on the target", in_unit=False, digits=3),
     "mae_predict_mean": Metric("MAE of predicting the mean", in_unit=True),
-    "mae_gain": Metric("Gain in MAE over predicting the mean", in_unit=True),
-    "mae_weeks_under_2y": Metric("MAE under 2 years of age, in weeks", in_unit=False, digits=1),
+    "mae_gain": Metric("Gain in MAE over predicting the mean", in_unit=True, larger_is_better=True),
+    "mae_weeks_under_2y": Metric("MAE under 2 years of age, in weeks", in_unit=False, digits=1, larger_is_better=False),
 }
 
 
@@ -104,7 +108,7 @@ def regression_metrics(
     null = None if baseline is None else np.asarray(baseline, dtype=np.float64)
     runs = _rows_of_runs(run, len(true))
 
-    def statistic(weights: FloatArray) -> dict[str, FloatArray]:
+    def mean_over_runs(weights: FloatArray) -> dict[str, FloatArray]:
         """Average the metrics over the runs."""
         per_run = [
             _all_metrics(true[rows], predicted[rows], None if null is None else null[rows], weights[:, rows])
@@ -113,7 +117,29 @@ def regression_metrics(
         return {name: np.mean([values[name] for values in per_run], axis=0) for name in per_run[0]}
 
     groups = np.arange(len(true)) if participant_id is None else participant_id
-    return bootstrap(statistic, groups, num_replicates=num_replicates, seed=seed, min_groups=min_participants)
+    return bootstrap(mean_over_runs, groups, num_replicates=num_replicates, seed=seed, min_groups=min_participants)
+
+
+def statistic(rows: pd.DataFrame, names: Collection[str] | None = None, design: Design | None = None) -> Statistic:
+    """Return the metrics of one run as a function of row weights, for estimates and bootstraps of any kind.
+
+    Args:
+        rows: Rows of one run, as `scored_rows` gives them: `target`, `prediction`, `baseline`.
+        names: The metrics wanted; by default all that `regression_metrics` gives.
+        design: Design of the study; it changes nothing where the outcome is continuous.
+
+    >>> rows = pd.DataFrame({"target": [1.0, 2.0, 6.0], "prediction": [1.0, 3.0, 4.0], "baseline": 3.0})
+    >>> statistic(rows, ["mae"])(np.ones((1, 3)))["mae"]
+    array([1.])
+    """
+    true, predicted, null = (rows[name].to_numpy(np.float64) for name in ("target", "prediction", "baseline"))
+
+    def values(weights: FloatArray) -> dict[str, FloatArray]:
+        """Compute the metrics of each replicate."""
+        found = _all_metrics(true, predicted, None if np.isnan(null).any() else null, weights)
+        return {name: value for name, value in found.items() if names is None or name in names}
+
+    return values
 
 
 def mae_by_age_bin(

@@ -3,10 +3,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics as reference
 
 from evaluation.assessment import assess, evaluate
+from evaluation.design import DesignError
 from evaluation.predictions import PredictionsError
 from evaluation.regression import POINT_METRICS, regression_metrics
+from evaluation.tasks import metrics_of
 
 
 @pytest.fixture
@@ -97,3 +100,46 @@ def test_mixed_tables_and_unknown_tasks_are_refused(table, test_part):
         assess(table)
     with pytest.raises(PredictionsError, match="There are: regression"):
         assess(test_part, "astrology")
+
+
+@pytest.fixture
+def binary_part(test_part):
+    """Two models' probabilities of a binary outcome for the participants of the test part."""
+    target = np.tile([0.0, 1.0, 0.0, 1.0, 0.0, 0.0], 4)
+    first = np.clip(0.3 * target + np.linspace(0.1, 0.6, 24), 0, 1)
+    frame = test_part.assign(output="poor", target=target, prediction=first, threshold=0.5, seed=0)
+    return pd.concat([frame, frame.assign(seed=1, prediction=first[::-1])], ignore_index=True)
+
+
+def test_binary_outcome_is_assessed_over_runs(binary_part):
+    result = evaluate(binary_part, "binary", num_replicates=50)
+    assert set(result["metrics"]) == set(metrics_of("binary"))
+    assert result["num_participants"] == 24
+    json.dumps(result, allow_nan=False)
+    found = assess(binary_part, "binary", num_replicates=0)
+    areas = [reference.roc_auc_score(run["target"], run["prediction"]) for _, run in binary_part.groupby("seed")]
+    assert found.metrics["auroc"].estimate == pytest.approx(np.mean(areas))
+    assert found.over_runs("auroc") == pytest.approx(np.mean(areas))
+    assert found.between_runs("auroc") == pytest.approx(np.std(areas, ddof=1))
+
+
+def test_prevalence_reaches_metrics_and_spread(binary_part):
+    plain = assess(binary_part, "binary", num_replicates=0)
+    rare = assess(binary_part, "binary", num_replicates=0, design="case-control", prevalence=0.01)
+    assert rare.metrics["prevalence"].estimate == pytest.approx(0.01)
+    assert rare.metrics["ppv"].estimate < 0.1 < plain.metrics["ppv"].estimate
+    assert rare.over_runs("brier") == pytest.approx(rare.metrics["brier"].estimate)
+    assert not assess(binary_part, "binary", num_replicates=0, design="case-control").metrics["oe_ratio"].defined
+
+
+def test_what_is_not_binary_is_refused_by_the_rows_of_the_file(binary_part, test_part):
+    binary_part.loc[[3, 27], "target"] = 2.0
+    second = binary_part[binary_part["seed"] == 1]
+    with pytest.raises(PredictionsError, match=r"neither 0 nor 1 in row 28\."):
+        assess(second, "binary")
+    with pytest.raises(PredictionsError, match=r"neither 0 nor 1 in row 4\."):
+        assess(second.set_axis([f"r{number}" for number in range(24)]), "binary")
+    with pytest.raises(DesignError, match="belong to a binary outcome"):
+        assess(test_part, prevalence=0.2)
+    with pytest.raises(DesignError, match="has no unit, and 'points'"):
+        assess(binary_part.assign(target=1.0), "binary", unit="points")

@@ -103,3 +103,45 @@ def test_two_thousand_replicates_are_quick():
     start = time.process_time()
     bootstrap(mean_of(values), np.arange(500))
     assert time.process_time() - start < 1
+
+
+def test_strata_keep_their_sizes_in_every_replicate(monkeypatch):
+    stratum = np.array([0, 0, 0, 0, 0, 1, 1, 1, 1.0])
+    groups = np.array(list("aabcdeeff"))  # nobody changes the stratum, though d..f are few
+
+    def statistic(weights):
+        assert set(weights @ (groups == "e") + weights @ (groups == "f")) == {4.0}
+        assert np.ptp(weights[:, 0] + weights[:, 2:5].sum(axis=1)) == 0
+        return {"first": weights[:, 0]}
+
+    first = bootstrap(statistic, groups, strata=stratum, seed=5)["first"]
+    assert (first.low, first.high) == (0.0, 3.0)  # of four groups, drawn four times: binomial quantiles
+    monkeypatch.setattr("evaluation.estimate.MAX_CELLS", 100)
+    assert bootstrap(statistic, groups, strata=stratum, seed=5)["first"] == first
+
+
+def test_a_participant_is_in_the_highest_stratum_of_its_rows():
+    seen = []
+    bootstrap(
+        lambda weights: {"none": seen.append(weights) or weights[:, 0]},
+        ["a", "a", "b", "c"],
+        strata=[0.0, 1.0, 0.0, 0.0],
+        num_replicates=40,
+    )
+    assert (np.concatenate(seen)[:, 0] == 1).all()  # alone in its stratum, a is drawn once each time
+
+
+def test_inflated_values_are_centred_on_the_estimate():
+    values = np.random.default_rng(6).normal(size=(50, 12))
+
+    def statistic(weights):
+        largest = np.abs(weights @ values / weights.sum(axis=1, keepdims=True)).max(axis=1)
+        return {"largest": largest, "centred": largest}
+
+    found = bootstrap(statistic, np.arange(50), centred=["centred"])
+    plain, centred = found["largest"], found["centred"]
+    assert centred.estimate == plain.estimate
+    assert centred.low < centred.estimate < centred.high
+    assert plain.low + plain.high > centred.low + centred.high
+    assert centred.high - centred.low == pytest.approx(plain.high - plain.low)
+    assert bootstrap(lambda weights: {"zero": weights[:, 0] - 1}, range(9), centred=["zero"])["zero"].low == 0

@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluation.prediction_checks import binary_problems
 from evaluation.predictions import PredictionsError, normalise_predictions, read_predictions
 
 FOREIGN = pd.DataFrame({"participant_id": ["007", "8"], "target": [3.5, 40.0], "prediction": [4.0, 39.0]})
@@ -72,3 +73,23 @@ def test_target_rounded_to_single_precision_is_the_same_target():
     target = [87.123456789, float(np.float32(87.123456789))]
     frame = FOREIGN.assign(participant_id="a", image_id=["1", "2"], target=target)
     assert len(normalise_predictions(frame)) == 2
+
+
+def test_rows_that_are_not_binary_are_named():
+    frame = pd.DataFrame(
+        {
+            "participant_id": list("abcde"),
+            "target": [0, 1, 2, np.nan, 0.5],
+            "prediction": [0.0, 1.0, 0.5, 7, -0.1],
+            "threshold": [0.5, np.nan, 0.5, np.nan, 1.5],
+        }
+    )
+    assert binary_problems(normalise_predictions(frame)) == [
+        "the target of a binary outcome is neither 0 nor 1 in rows 3, 5. "
+        "Correct them, or evaluate another task (--task regression).",
+        "the prediction is no probability between 0 and 1 in row 5. "
+        "Correct them, or evaluate another task (--task regression).",
+        "the threshold is no probability between 0 and 1 in rows 2, 5. "
+        "Correct them, or evaluate another task (--task regression).",
+    ]
+    assert binary_problems(normalise_predictions(frame[:2].assign(threshold=np.nan))) == []

@@ -118,3 +118,15 @@ def test_rows_without_a_target_do_not_count(table):
     assert len(scored_rows(normalise_predictions(test))) == 23
     with pytest.raises(PredictionsError, match="no row has a target"):
         scored_rows(normalise_predictions(test.assign(target=np.nan)))
+
+
+def test_decision_is_taken_again_from_averaged_prediction_and_threshold():
+    rows = [("a", "x", 0.2, 0.4, 0), ("a", "y", 0.7, 0.4, 1), ("b", "x", 0.4, 0.4, 0), ("c", "x", 0.4, None, 1)]
+    frame = pd.DataFrame(rows, columns=["participant_id", "image_id", "prediction", "threshold", "decision"])
+    units = by_participant(normalise_predictions(frame.assign(target=1.0)))
+    assert units["prediction"].tolist() == pytest.approx([0.45, 0.4, 0.4])
+    assert units["decision"].tolist()[:2] == [1, 1]
+    assert np.isnan(units["decision"][2])
+    table = normalise_predictions(frame.assign(target=1, score_1=0.5, score_0=0.5))
+    order = ["prediction", "score_0", "score_1", "threshold", "decision", "baseline"]
+    assert [name for name in table.columns if name in order] == order

@@ -90,7 +90,16 @@ def test_mixed_table_names_choices_and_flags_and_the_flags_choose(table, tmp_pat
     assert json.loads(capsys.readouterr().out)["num_participants"] == 60
 
 
-@pytest.mark.parametrize("words", [["--task", "astrology"], [], ["--task", "regression", "--num-replicates", "-1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--task", "astrology"],
+        [],
+        ["--task", "regression", "--num-replicates", "-1"],
+        ["--task", "binary", "--prevalence", "1"],
+        ["--task", "binary", "--design", "nested"],
+    ],
+)
 def test_wrong_usage_exits_with_two(words, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         verb(tmp_path / "p.csv", *words)
