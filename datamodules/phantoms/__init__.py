@@ -41,5 +41,11 @@ PHANTOMS: dict[str, Phantom] = {
             "datamodules.phantoms.brain_age",
             "BrainAgePhantom",
         ),
+        Phantom(
+            "hie-outcome",
+            "ADC of newborns after hypoxia-ischaemia at several sites, with an outcome of known probability",
+            "datamodules.phantoms.hie_outcome",
+            "HIEOutcomePhantom",
+        ),
     )
 }

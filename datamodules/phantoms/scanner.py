@@ -4,7 +4,8 @@ A scanner is fixed by the seed of the cohort and the place of its site in the li
 many participants are drawn.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import nibabel as nib
@@ -66,6 +67,7 @@ class Scanner:
         return {**facts, **{f"scanner_voxel_{axis}": size for axis, size in sizes}}
 
 
+@lru_cache(maxsize=16)  # every participant asks
 def make_scanners(num_sites: int, seed: int, skull: SkullChoice) -> tuple[Scanner, ...]:
     """Draw the scanners of a cohort; the first sites stay the same when sites are added.
 
@@ -100,6 +102,21 @@ def _make_scanner(index: int, seed: int, skull: SkullChoice) -> Scanner:
     )
 
 
+def diffusion_scanner(scanner: Scanner) -> Scanner:
+    """Return the habits of a site's scanner in a map of ADC in 1e-3 mm2/s.
+
+    The map is quantitative: gain, contrast and shading, which divide out but for imperfect gradients, vary little. It
+    is noisier than a structural image.
+    """
+    return replace(
+        scanner,
+        gain=round((scanner.gain / 900) ** 0.05, 4),
+        gamma=round(1 + 0.25 * (scanner.gamma - 1), 4),
+        bias_amplitude=round(0.25 * scanner.bias_amplitude, 4),
+        noise=round(2.5 * scanner.noise, 4),
+    )
+
+
 def acquire(signal: Field, spacing: Triple, scanner: Scanner, rng: np.random.Generator) -> Field:
     """Turn a true signal into what a scanner records, still in right-anterior-superior order.
 
@@ -122,7 +139,13 @@ def acquire(signal: Field, spacing: Triple, scanner: Scanner, rng: np.random.Gen
     return magnitude
 
 
-def store(recorded: Field, spacing: Triple, orientation: str, keep: NDArray[np.bool_] | None = None) -> nib.Nifti1Image:
+def store(
+    recorded: Field,
+    spacing: Triple,
+    orientation: str,
+    keep: NDArray[np.bool_] | None = None,
+    slope: float | None = None,
+) -> nib.Nifti1Image:
     """Put a recorded volume into a site's orientation, as int16.
 
     Args:
@@ -130,8 +153,12 @@ def store(recorded: Field, spacing: Triple, orientation: str, keep: NDArray[np.b
         spacing: Voxel size in mm of that order.
         orientation: Axis code to store in.
         keep: Voxels outside it become 0 (skull stripping); None keeps all.
+        slope: What a step of the integers means; the header says so, and whoever opens the file reads the value again.
+            None stores whole numbers.
     """
-    values = np.rint(np.clip(recorded, 0, np.iinfo(np.int16).max)).astype(np.int16)
+    limits = np.iinfo(np.int16)
+    steps = recorded if slope is None else recorded / np.float32(slope)
+    values = np.rint(np.clip(steps, limits.min, limits.max)).astype(np.int16)
     if keep is not None:
         values *= keep
     codes = nib.orientations.axcodes2ornt(tuple("RAS")), nib.orientations.axcodes2ornt(tuple(orientation))
@@ -141,4 +168,6 @@ def store(recorded: Field, spacing: Triple, orientation: str, keep: NDArray[np.b
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
     return image

@@ -2,7 +2,7 @@
 
 import csv
 import gzip
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -67,16 +67,40 @@ def write_cohort(
     Raises:
         PhantomError: The folder already has a cohort, or what was written does not verify.
     """
-    from datamodules.schema import Schema, schema_path
-    from datamodules.verify import verify_cohort, write_manifest
-
     table = folder / TABLE
     if table.exists() and not overwrite:
         raise PhantomError(f"{table} is already there. Name another folder, or replace it with --overwrite.")
     table.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     rows = _render(phantom, folder, num_workers, on_image)
-    schema = Schema(phantom.columns())
+    write_table(phantom.columns(), rows, table, num_workers=num_workers, on_check=on_check)
+    return table
+
+
+def write_table(
+    columns: "Sequence[Column]",
+    rows: Iterable[Row],
+    table: Path,
+    *,
+    num_workers: int = 0,
+    on_check: Report | None = None,
+) -> None:
+    """Write a table over images that are there, with its sidecar and manifest.
+
+    Args:
+        columns: Meaning of every column, in order.
+        rows: Cells by column.
+        table: The file to write.
+        num_workers: Threads that verify.
+        on_check: Called with the files verified and in all.
+
+    Raises:
+        PhantomError: What was written does not verify.
+    """
+    from datamodules.schema import Schema, schema_path
+    from datamodules.verify import verify_cohort, write_manifest
+
+    schema = Schema(tuple(columns))
     schema_path(table).write_text(schema.to_json(), encoding="utf-8")
     with table.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, [column.name for column in schema.columns], delimiter="\t", lineterminator="\n")
@@ -86,8 +110,7 @@ def write_cohort(
     write_manifest(verification)
     if not verification.ok:
         problems = "\n".join(map(str, verification.problems[:20]))
-        raise PhantomError(f"The cohort in {folder} was written but does not verify; is the disk full?\n{problems}")
-    return table
+        raise PhantomError(f"The table {table} was written but does not verify; is the disk full?\n{problems}")
 
 
 def save_image(image: "nib.Nifti1Image", path: Path) -> None:

@@ -9,6 +9,23 @@ FAT_MM = 5.0  # depth of the bright layer under the skin
 HYPOINTENSITY = 0.5  # share of the contrast between white and grey matter that a hypointensity loses
 
 
+def aged(aging: float, development: float) -> tuple[float, float, float]:
+    """Return what age does to a brain: where its boundaries move, and how bright its white matter is.
+
+    Args:
+        aging: (age in years - 20) / 75, 0 below 20 years.
+        development: 1 - age in years / 20, 0 above 20 years.
+
+    Returns:
+        Outward shift of the ventricular wall in mm, loss of cortical thickness in mm, and change of the signal of white
+        matter relative to that of a young adult.
+
+    >>> aged(1.0, 0.0)
+    (2.7, 1.1, -0.08)
+    """
+    return -0.5 + 3.2 * aging**1.5, 1.1 * aging - 0.6 * development, -0.08 * aging - 0.02 * development
+
+
 def tissue_fractions(distance: dict[str, Field], wall_shift: float, thinning: float, voxel: float) -> dict[str, Field]:
     """Turn signed distances into the share of each voxel that a tissue fills.
 

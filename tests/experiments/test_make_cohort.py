@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ def test_a_cohort_is_made_verified_and_introduced(tmp_path, capsys):
     output = capsys.readouterr()
     assert f"6 participants in {folder / 'cohort.tsv'}" in output.out
     assert "phantom_pretrain.yaml" in output.out
+    assert "The hidden brain-age gap is" in output.out
     assert "Rendering and verifying images: 12 items" in output.err
     cohort = read_cohort(folder / "cohort.tsv")
     assert len(cohort.frame) == 6
@@ -50,6 +52,35 @@ def test_an_existing_cohort_is_kept_unless_told_otherwise(tmp_path, capsys):
     assert (tmp_path / "cohort.tsv").read_text() == "mine"
     assert main([*words, "--overwrite"]) == 0
     assert len(read_cohort(tmp_path / "cohort.tsv").frame) == 2
+
+
+def test_newborns_are_introduced_with_the_best_auc_and_labelled_twice(tmp_path, capsys):
+    folder = tmp_path / "hie"
+    words = ["make-cohort", "hie-outcome", str(folder), "--num-participants", "6", "--seed", "3", *SMALL]
+    assert main([*words, "--images", "adc", "--sites", "3", "--num-workers", "0"]) == 0
+    output = capsys.readouterr()
+    truth = json.loads((folder / "cohort.tsv.truth.json").read_text(encoding="utf-8"))
+    for name in ("overall", "site-a", "site-b", "site-c"):
+        best = truth["monte_carlo"][name]["bayes_auroc"]
+        assert 0.8 < best < 0.95
+        assert f"  {name}: {best:.3f} knowing everything" in output.out
+    assert f"6 participants in {folder / 'cohort.tsv'}" in output.out
+    assert "phantom_finetune.yaml" in output.out
+    assert "Rendering and verifying images: 18 items" in output.err
+    again = [*words, "--images", "adc", "--sites", "3", "--num-workers", "0", "--shared-factor", "off"]
+    assert main([*again, "--reuse-images"]) == 0
+    output = capsys.readouterr()
+    assert "Verifying images: 12 items" in output.err
+    assert "shared factor off" in output.out
+    assert f"--data.table {folder / 'cohort_shared-factor-off.tsv'}" in output.out
+    assert len(check_manifest(read_cohort(folder / "cohort_shared-factor-off.tsv")).files) == 12
+
+
+def test_newborns_have_defaults_of_their_own(capsys):
+    assert main(["make-cohort", "hie-outcome", "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    for default in ("participants (default: 160)", "sites (default: 2)", "(default: 40 48 40)", "120 x 140 x 120 mm"):
+        assert default in words
 
 
 def test_help_imports_nothing_heavy():

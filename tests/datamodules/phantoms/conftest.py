@@ -43,3 +43,11 @@ def label_folder(tmp_path):
     write_head(folder / "head_a.nii.gz")
     write_head(folder / "head_b.nii.gz", spacing=(2.0, 4.0, 2.0), orientation="SPL")
     return folder
+
+
+@pytest.fixture(scope="session")
+def head_folder(tmp_path_factory):
+    """A folder of one label map, for the tests that render many participants."""
+    folder = tmp_path_factory.mktemp("heads")
+    write_head(folder / "head_a.nii.gz")
+    return folder

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datamodules.phantoms import PhantomError
-from datamodules.phantoms.scanner import ORIENTATIONS, acquire, make_scanners, store
+from datamodules.phantoms.scanner import ORIENTATIONS, acquire, diffusion_scanner, make_scanners, store
 
 SPACING = (3.0, 2.0, 1.5)
 
@@ -92,3 +92,28 @@ def test_values_are_cut_at_the_range_of_int16_and_stripped():
     assert set(np.unique(stored[2:5])) == {32767}
     assert not stored[:2].any()
     assert not stored[5:].any()
+
+
+def test_a_slope_keeps_fractions_and_signs():
+    values = np.linspace(-10, 3, 504, dtype=np.float32).reshape(7, 8, 9)
+    image = store(values, SPACING, "RAS", slope=0.001)
+    read = nib.Nifti1Image.from_bytes(image.to_bytes())
+    assert read.get_data_dtype() == np.int16
+    np.testing.assert_allclose(read.get_fdata(), values, atol=0.0006)
+
+
+def test_a_map_of_adc_is_noisier_and_hardly_depends_on_gain_contrast_and_shading():
+    scanners = make_scanners(26, 3, "off")
+    for scanner, diffusion in zip(scanners, map(diffusion_scanner, scanners), strict=True):
+        assert abs(diffusion.gain - 1) < 0.06
+        assert abs(diffusion.gamma - 1) < 0.06
+        assert diffusion.bias_amplitude < 0.035
+        assert diffusion.noise > scanner.noise
+        assert (
+            replace(
+                scanner,
+                **{name: getattr(diffusion, name) for name in ("gain", "gamma", "bias_amplitude", "noise")},
+            )
+            == diffusion
+        )  # all else is the site's
+    assert len({diffusion_scanner(scanner).gamma for scanner in scanners}) > 20

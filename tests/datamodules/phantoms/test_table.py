@@ -10,6 +10,7 @@ import pytest
 from datamodules.cohort import read_cohort
 from datamodules.phantoms import PHANTOMS, PhantomError
 from datamodules.phantoms.brain_age import BrainAgePhantom
+from datamodules.phantoms.hie_outcome import HIEOutcomePhantom
 from datamodules.phantoms.table import save_image, write_cohort
 from datamodules.schema import Column
 from datamodules.verify import check_manifest
@@ -98,6 +99,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, label_folder):
 
 def test_every_listed_phantom_can_be_loaded():
     assert PHANTOMS["brain-age"].load() is BrainAgePhantom
+    assert PHANTOMS["hie-outcome"].load() is HIEOutcomePhantom
     for name, phantom in PHANTOMS.items():
         assert phantom.name == name
         assert callable(phantom.load().write)
