@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "augmentation": ["Augmentation"],
         "base": ["BaseDataModule"],
         "brain_age": ["BrainAgeDataModule"],
+        "hie_outcome": ["HIEOutcomeDataModule"],
         "preprocessing": ["Preprocessing"],
     },
 )

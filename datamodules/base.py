@@ -37,10 +37,12 @@ from torch.utils.data import DataLoader
 from datamodules.artefacts import TorchioTransforms
 from datamodules.augmentation import Augmentation, sample_key
 from datamodules.cache import ImageFiles, VolumeCache
-from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort
+from datamodules.cohort import Cohort, CohortError, participant_key
+from datamodules.controls import permute_targets
 from datamodules.dataset import CohortDataset, CohortLoader, KeySampler, Sample, collate
 from datamodules.facts import count_samples, describe_cohorts
 from datamodules.preprocessing import Affine, Preprocessing, read_volume, to_native
+from datamodules.selection import read_cohorts, require_columns, select_rows, tabulate
 from datamodules.splits import Split, holdout_split
 from datamodules.verify import check_manifest
 from tracking.progress import progress
@@ -53,13 +55,16 @@ class BaseDataModule(LightningDataModule):
     """Read, check, split, cache and batch a cohort; a dataset is a subclass that sets defaults.
 
     Args:
-        table: Cohort table (.tsv or .csv, or a BIDS folder) with its sidecar; several are read as one cohort, each a
-            dataset of its own.
+        table: Cohort table (.tsv or .csv, or a folder of BIDS or BONBID-HIE) with its sidecar; several are read as one
+            cohort, each a dataset of its own.
         images: Image columns, in the order of the channels.
-        targets: Target columns that are read into the batch.
+        targets: Target columns that are read into the batch; an image that misses all of them is not trained on.
         mask: Column with the foreground mask, if there is one.
-        covariates: Covariate columns, in the order of the batch's last axis.
+        covariates: Covariate columns that hold numbers, in the order of the batch's last axis.
         root: Folder that image paths are relative to; the table's own folder by default.
+        rows: Which rows take part: an expression over the columns such as `age <= 5 and site != 'west'` (the syntax of
+            pandas' query). A missing number fulfils no comparison but `!=`; a missing text is ''. A prediction takes
+            every row.
         preprocessing: What is done once to every image before it is cached.
         augmentation: Random changes of the training images, on the device; none by default.
         torchio_transforms: Transforms of torchio for what `augmentation` does not cover (motion, ghosting, spikes), by
@@ -76,6 +81,9 @@ class BaseDataModule(LightningDataModule):
         split_file: A `folds.json` to use instead of drawing; participants it does not name belong to `external`.
         seed: Seed of order and augmentation; follows `seed_everything` on the command line.
         cache: Folder of preprocessed volumes; `FONTANEL_CACHE`, else the user's cache folder.
+        permute_targets: Shuffle the targets among the participants of the training part, and among those of the
+            validation part, by `seed`: a control from which no image can learn what its target is. Who is tested keeps
+            the truth.
         target_transform: Scale on which the loss is computed, `log` meaning log(target + 0.75); predictions return in
             the target's unit.
         allow_unverified: Train on a cohort without a fitting manifest; recorded in the run.
@@ -83,6 +91,8 @@ class BaseDataModule(LightningDataModule):
     Raises:
         CohortError: When the table, its manifest or a column does not fit; all problems at once.
     """
+
+    phantom = "brain-age"  # what `fontanel make-cohort` calls a cohort for it
 
     def __init__(
         self,
@@ -92,6 +102,7 @@ class BaseDataModule(LightningDataModule):
         mask: str | None = None,
         covariates: list[str] | None = None,
         root: Path | None = None,
+        rows: str | None = None,
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 - frozen
         augmentation: Augmentation | None = None,
         torchio_transforms: list[tio.Transform] | None = None,
@@ -106,6 +117,7 @@ class BaseDataModule(LightningDataModule):
         split_file: Path | None = None,
         seed: int = 0,
         cache: Path | None = None,
+        permute_targets: bool = False,
         target_transform: TargetTransform = "identity",
         allow_unverified: bool = False,
     ) -> None:
@@ -116,7 +128,10 @@ class BaseDataModule(LightningDataModule):
         self.mask = mask
         self.covariates = covariates or []
         self.root = root
+        self.rows = rows
+        self.num_rows = 0  # of the tables, before `rows` chose among them
         self.preprocessing = preprocessing
+        preprocessing.normalisations(len(images))  # refuses a list of another length
         self.augmentation = augmentation
         if augmentation is not None:
             augmentation.output_size(preprocessing.shape)  # refuses a crop that does not fit
@@ -132,6 +147,7 @@ class BaseDataModule(LightningDataModule):
         self.split_file = split_file
         self.seed = seed
         self.cache = VolumeCache(cache, preprocessing)
+        self.permute_targets = permute_targets
         self.target_transform: TargetTransform = target_transform
         self.allow_unverified = allow_unverified
         self.cohorts: list[Cohort] = []
@@ -139,6 +155,7 @@ class BaseDataModule(LightningDataModule):
         self.split: Split | None = None
         self.verified = False
         self.labels_required = True  # prediction of new images does without
+        self.seen_participants: frozenset[str] = frozenset()  # whom the weights that a model started from have seen
         self.seen_images: frozenset[str] = frozenset()  # content a model was trained on, whatever its name here
 
     # Reading -----------------------------------------------------------------------------------------------------
@@ -147,22 +164,13 @@ class BaseDataModule(LightningDataModule):
         """Read the tables, check them against their manifests, and list the samples; cheap, and done once."""
         if self.cohorts:
             return
-        absent = [table for table in self.tables if not table.exists()]
-        if absent:
-            raise CohortError(
-                f"There is no cohort table {absent[0]}. Name yours with --data.table, or make a phantom: "
-                f"fontanel make-cohort brain-age {absent[0].parent}"
-            )
-        cohorts = [read_cohort(table, root=self.root) for table in self.tables]
-        names = [cohort.dataset for cohort in cohorts]
-        if len(set(names)) < len(names):
-            raise CohortError(
-                f"The tables share a dataset name ({', '.join(names)}), so their participants cannot be told apart. "
-                "Rename a table, or give each a `dataset` column."
-            )
+        cohorts = read_cohorts(self.tables, self.root, self.phantom)
         for cohort in cohorts:
             self._require_columns(cohort)
         hashes = [self._checked_hashes(cohort) for cohort in cohorts]
+        self.num_rows = sum(len(cohort.frame) for cohort in cohorts)
+        if self.rows is not None and self.labels_required:
+            cohorts = select_rows(cohorts, self.rows)
         self.cohorts = cohorts
         self.samples = [
             sample for cohort, known in zip(cohorts, hashes, strict=True) for sample in self._samples(cohort, known)
@@ -194,9 +202,14 @@ class BaseDataModule(LightningDataModule):
                 seed=self.split_seed,
             )
         self.samples = [replace(sample, split=self._part_of(sample, self.split) or unknown) for sample in self.samples]
+        if self.permute_targets and self.labels_required:
+            self.samples = permute_targets(self.samples, ("train", "val"), self.seed)
 
     def _part_of(self, sample: Sample, split: Split) -> str | None:
-        known = split.part_of(participant_key(sample.dataset, sample.participant_id))
+        key = participant_key(sample.dataset, sample.participant_id)
+        known = split.part_of(key)
+        if known is None and key in self.seen_participants:
+            return "train"
         if known is None and self.seen_images and self.seen_images.intersection(self.image_hashes(sample)):
             return "train"  # the same scan under another name
         return known
@@ -208,23 +221,13 @@ class BaseDataModule(LightningDataModule):
         return tuple(self.cache.content_hash(path) for path in sample.files.images)
 
     def _require_columns(self, cohort: Cohort) -> None:
-        labels = self.targets if self.labels_required else []
-        wanted = [*self.images, *labels, *self.covariates, *([self.mask] if self.mask else [])]
-        absent = [name for name in wanted if name not in cohort.frame.columns]
-        if absent:
-            raise CohortError(
-                f"{cohort.table.name} has no column {', '.join(absent)}; it has {', '.join(map(str, cohort.frame))}. "
-                "Name its columns in the configuration (data.images, data.targets, data.mask, data.covariates)."
-            )
-        hidden = [
-            name
-            for name in [*self.targets, *self.covariates]
-            if name in {c.name for c in cohort.schema.of_role("truth")}
-        ]
-        if hidden:
-            raise CohortError(
-                f"{', '.join(hidden)} in {cohort.table.name} is a hidden truth of a phantom; a model must not see it."
-            )
+        require_columns(
+            cohort,
+            files=[*self.images, *([self.mask] if self.mask else [])],
+            targets=self.targets,
+            covariates=self.covariates,
+            labels_required=self.labels_required,
+        )
 
     def _checked_hashes(self, cohort: Cohort) -> dict[str, str]:
         if self.allow_unverified:
@@ -238,6 +241,7 @@ class BaseDataModule(LightningDataModule):
 
     def _sample(self, cohort: Cohort, row: dict[Any, Any], hashes: dict[str, str]) -> Sample:
         names = [row[name] for name in self.images]
+        scales = tuple(cohort.schema.column(name).scale or 1.0 for name in self.images)
         if self.mask:
             names.append(row[self.mask])
         paths = [cohort.resolve(name) for name in names]
@@ -250,7 +254,7 @@ class BaseDataModule(LightningDataModule):
             dataset=row["dataset"],
             site=row["site"],
             split="predict",
-            files=ImageFiles(images, mask, sha256s),
+            files=ImageFiles(images, mask, sha256s, scales),
             targets={name: float(row.get(name, np.nan)) for name in self.targets},
             covariates=tuple(float(row[name]) for name in self.covariates),
         )
@@ -272,18 +276,25 @@ class BaseDataModule(LightningDataModule):
             self.assign_splits(unknown="predict")
         else:
             self.read()
-        if stage == "fit" and not self.part("train"):
+        if stage == "fit" and not self.training_samples():
+            known = f" with a known {' or '.join(self.targets)}" if self.part("train") else ""
             raise CohortError(
-                "No participant is left for training. Lower data.val_fraction or data.test_fraction, or free a site."
+                f"No participant{known} is left for training. Lower data.val_fraction or data.test_fraction, or free a "
+                "site."
             )
 
     def part(self, *names: str) -> list[Sample]:
         """Return the samples of one or more splits, in the order of the table."""
         return [sample for sample in self.samples if sample.split in names]
 
+    def training_samples(self) -> list[Sample]:
+        """Return the training part, without images of which no target is known: even in statistics they would teach."""
+        samples = self.part("train")
+        return [s for s in samples if not s.targets or any(np.isfinite(value) for value in s.targets.values())]
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the training part, shuffled by (seed, epoch); a resumed one begins where it stopped."""
-        samples = self.part("train")
+        samples = self.training_samples()
         loader = self._loader(samples, training=True, weights=self.sampling_weights(samples))
         if self.trainer is not None:
             loop = self.trainer.fit_loop
@@ -372,15 +383,30 @@ class BaseDataModule(LightningDataModule):
         values = np.array([sample.targets[name] for sample in self.part("train")], dtype=np.float64)
         return torch.from_numpy(values[np.isfinite(values)])
 
+    def frame(self, columns: Sequence[str], *, allow_truth: bool = False) -> pd.DataFrame:
+        """Return the rows of the cohort, in the order of `samples`, for models that need no images.
+
+        Args:
+            columns: What to return beside who it is: `dataset`, `participant_id`, `session_id`, `image_id`, `site` and
+                `split`. Numbers are float64, NaN where missing; targets are those that are trained on.
+            allow_truth: Give out what a phantom knows and a model must not see, too.
+
+        Raises:
+            CohortError: When a table has no such column, or it is a hidden truth.
+        """
+        self.read()
+        return tabulate(self.cohorts, self.samples, columns, allow_truth=allow_truth)
+
     def target_unit(self, name: str) -> str | None:
         """Return the unit of a target as the schema gives it."""
         return self.cohorts[0].schema.column(name).unit
 
     def to_native(self, array: np.ndarray, sample: Sample, *, order: Literal[0, 1] = 1) -> np.ndarray:
         """Resample a map (D, H, W) of what an evaluation sees to the grid of the participant's own first image."""
-        cached = self.cache.get(sample.files.images, sample.files.mask, sample.files.sha256s)
+        files = sample.files
+        cached = self.cache.get(files.images, files.mask, files.sha256s, files.scales)
         affine = cached.affine @ self._window_shift(cached.array.shape[1:])
-        native = read_volume(sample.files.images[0])
+        native = read_volume(files.images[0])
         return to_native(array, affine, native.data.shape[1:], native.affine, order=order)
 
     def data_contract(self) -> dict[str, Any]:
@@ -401,4 +427,6 @@ class BaseDataModule(LightningDataModule):
             raise CohortError("The splits are assigned in setup(); call it before cohort_facts().")
         facts = {"verified": self.verified, **describe_cohorts(self.cohorts)}
         split = {"protocol": self.split.protocol, "seed": self.split.seed, "hash": self.split.hash}
+        chosen = {"expression": self.rows, "kept": len(self.samples), "of": self.num_rows}
+        facts |= {"rows": None if self.rows is None else chosen, "permuted_targets": self.permute_targets}
         return {**facts, "split": split, "counts": count_samples(self.samples, self.targets)}

@@ -20,7 +20,7 @@ import SimpleITK as sitk  # noqa: N813 - the library's own idiom
 import torch
 
 from datamodules.folders import cache_folder
-from datamodules.preprocessing import Affine, Preprocessing, PreprocessingError, Volume, read_volume
+from datamodules.preprocessing import Affine, Preprocessing, PreprocessingError, Volume, read_volume, scaled
 from datamodules.upkeep import (
     CACHE_VERSION,
     READ_ERRORS,
@@ -47,11 +47,13 @@ class ImageFiles:
         images: One file per channel; the first sets the grid.
         mask: Foreground mask, where the preprocessing uses one.
         sha256s: Content hashes of the images, then of the mask, where a manifest already knows them.
+        scales: What the voxels of each image are multiplied by when it is read; as they are by default.
     """
 
     images: tuple[Path, ...]
     mask: Path | None = None
     sha256s: tuple[str, ...] | None = None
+    scales: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +93,21 @@ class VolumeCache:
         self.preprocessing = preprocessing
         self._known: dict[str, tuple[EntryFacts, float]] = {}  # of entries checked here, and when last marked as used
 
-    def key(self, sha256s: Sequence[str]) -> str:
+    def key(self, sha256s: Sequence[str], scales: Sequence[float] | None = None) -> str:
         """Return the name of an entry.
 
         Args:
             sha256s: Content hashes of the images in order, then of the mask where the foreground is "mask".
+            scales: What the voxels of each image are multiplied by; as they are by default.
         """
-        return hashlib.sha256(json.dumps(self._recipe(sha256s), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self._recipe(sha256s, scales), sort_keys=True).encode()).hexdigest()
 
     def get(
-        self, images: Sequence[Path], mask: Path | None = None, sha256s: Sequence[str] | None = None
+        self,
+        images: Sequence[Path],
+        mask: Path | None = None,
+        sha256s: Sequence[str] | None = None,
+        scales: Sequence[float] | None = None,
     ) -> CachedVolume:
         """Open an entry, computing it first where it is missing or damaged.
 
@@ -108,11 +115,13 @@ class VolumeCache:
             images: One file per channel; the first sets the grid.
             mask: Foreground mask, read only where the foreground is "mask".
             sha256s: Content hashes of the images, then of the mask; else the files are hashed.
+            scales: What the voxels of each image are multiplied by; as they are by default.
 
         Raises:
             PreprocessingError: An image cannot be read or preprocessed.
         """
-        item = ImageFiles(tuple(images), mask, None if sha256s is None else tuple(sha256s))
+        hashes = None if sha256s is None else tuple(sha256s)
+        item = ImageFiles(tuple(images), mask, hashes, None if scales is None else tuple(scales))
         cached = self._fetch(item)
         if not cached.hit:
             keep_limit(self.folder, cached.array.nbytes)
@@ -179,7 +188,7 @@ class VolumeCache:
 
     def _fetch(self, item: ImageFiles) -> CachedVolume:
         hashes = self._hashes(item)
-        key = self.key(hashes)
+        key = self.key(hashes, item.scales)
         cached = self._open(key, hit=True)
         if cached is None:
             with self._lock(key):
@@ -191,10 +200,13 @@ class VolumeCache:
             raise PreprocessingError(f"{self._path(key)}: does not read back as it was written. Check the disk.")
         return cached
 
-    def _recipe(self, sha256s: Sequence[str]) -> dict[str, object]:
+    def _recipe(self, sha256s: Sequence[str], scales: Sequence[float] | None) -> dict[str, object]:
+        preprocessing = self.preprocessing.canonical()
+        if scales is not None and any(scale != 1 for scale in scales):
+            preprocessing["scale"] = "/".join(repr(float(scale)) for scale in scales)
         return {
             "sha256s": list(sha256s),
-            "preprocessing": self.preprocessing.canonical(),
+            "preprocessing": preprocessing,
             "computed_with": versions(),
             "cache_version": CACHE_VERSION,
         }
@@ -244,7 +256,8 @@ class VolumeCache:
         return CachedVolume(array, facts.affine, facts.native_shape, facts.native_affine, hit)
 
     def _compute(self, item: ImageFiles, hashes: list[str]) -> tuple[HalfArray, dict[str, object]]:
-        images = [read_volume(path) for path in item.images]
+        scales = item.scales or (1.0,) * len(item.images)
+        images = [scaled(read_volume(path), scale) for path, scale in zip(item.images, scales, strict=True)]
         mask = self._mask(item)
         volume = self.preprocessing(images, None if mask is None else read_volume(mask))
         array = _to_half(volume)
@@ -254,7 +267,7 @@ class VolumeCache:
             "affine": volume.affine.tolist(),
             "native_shape": images[0].data.shape[1:],
             "native_affine": images[0].affine.tolist(),
-            **self._recipe(hashes),
+            **self._recipe(hashes, item.scales),
         }
 
     def _write_entry(self, key: str, array: HalfArray, facts: dict[str, object]) -> None:
@@ -285,7 +298,8 @@ class VolumeCache:
 
     def _is_built(self, item: ImageFiles) -> bool:
         try:
-            return self._open(self.key(self._hashes(item)), hit=True, check_content=False) is not None
+            key = self.key(self._hashes(item), item.scales)
+            return self._open(key, hit=True, check_content=False) is not None
         except PreprocessingError:
             return False
 

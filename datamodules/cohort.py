@@ -1,11 +1,13 @@
 """The cohort table: who was scanned, where the images are, and what is known about each participant.
 
 A TSV or CSV file with one row per image set; beside it a sidecar says what the columns mean (`datamodules.schema`).
-BIDS folders and the table of BrainIAC are read into the same frame (`datamodules.layouts`). All faults come at once.
+BIDS folders, the table of BrainIAC and the folders of BONBID-HIE are read into the same frame (`datamodules.layouts`).
+All faults come at once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,7 @@ class Cohort:
     """A cohort table that has been read.
 
     Args:
-        table: The file that holds the rows.
+        table: The file that holds the rows, or the folder whose images are the rows.
         root: Folder that image paths are relative to.
         schema: What the columns mean.
         frame: One row per image set: every column of the schema (numbers as float64, the rest as text, "" where
@@ -52,6 +54,15 @@ class Cohort:
     schema: Schema
     frame: pd.DataFrame
     dataset: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the table; of the names in it where it is a folder of images."""
+        if self.table.is_dir():
+            content = "\n".join(sorted(file.name for file in self.table.iterdir())).encode()
+        else:
+            content = self.table.read_bytes()
+        return hashlib.sha256(content).hexdigest()
 
     def resolve(self, relative: str) -> Path:
         """Return the absolute path of an image of this cohort.
@@ -80,7 +91,7 @@ def read_cohort(
     """Read a cohort table; files are not opened (that is what `fontanel verify` does).
 
     Args:
-        table: A TSV or CSV file, or a BIDS folder.
+        table: A TSV or CSV file, or a folder of BIDS or BONBID-HIE.
         schema: What the columns mean; from the sidecar by default, guessed without one.
         root: Folder that image paths are relative to; the table's own by default.
         dataset: Name of the dataset of rows that name none; the table's stem by default.
@@ -100,7 +111,7 @@ def check_table(
     """Read a cohort table and list its faults instead of raising them.
 
     Args:
-        table: A TSV or CSV file, or a BIDS folder.
+        table: A TSV or CSV file, or a folder of BIDS or BONBID-HIE.
         schema: What the columns mean; from the sidecar by default, guessed without one.
         root: Folder that image paths are relative to; the table's own by default.
         dataset: Name of the dataset of rows that name none; the table's stem by default.
@@ -140,7 +151,7 @@ def _schema_of(raw: RawTable, root: Path) -> Schema:
         )
         raise CohortError.of(raw.path.name, [Problem(None, None, "participant_id", "missing_column", message)])
     frame = pd.DataFrame({name: raw.values(name) for name in dict.fromkeys(raw.columns) if name}, dtype=str)
-    return Schema.guess(frame, root)
+    return Schema.guess(frame, root, raw.described)
 
 
 def _no_images(raw: RawTable) -> Problem:

@@ -67,7 +67,8 @@ class CohortDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         sample = self.samples[key.position]
-        volume = self.cache.get(sample.files.images, sample.files.mask, sample.files.sha256s)
+        files = sample.files
+        volume = self.cache.get(files.images, files.mask, files.sha256s, files.scales)
         image = torch.from_numpy(np.asarray(volume.array))
         return {
             "image": image if self.transform is None else self.transform(image, volume.affine, sample, key),

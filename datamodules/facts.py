@@ -1,6 +1,5 @@
 """What a run says of its cohort: hashes, and counts per split and site, never an identifier."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ def describe_cohorts(cohorts: Sequence[Cohort]) -> dict[str, Any]:
         {
             "name": cohort.table.name,
             "dataset": " and ".join(sorted(cohort.frame["dataset"].unique())),
-            "sha256": hashlib.sha256(cohort.table.read_bytes()).hexdigest(),
+            "sha256": cohort.sha256,
         }
         for cohort in cohorts
     ]

@@ -88,9 +88,7 @@ def save_manifest(cohort: Cohort, files: Mapping[str, FileFacts], problems: Sequ
     Raises:
         CohortError: When the folder of the table cannot be written to.
     """
-    manifest = Manifest(
-        _sha256(cohort.table.read_bytes()), _sha256(cohort.schema.to_json()), _tool(), dict(files), tuple(problems)
-    )
+    manifest = Manifest(cohort.sha256, _sha256(cohort.schema.to_json()), _tool(), dict(files), tuple(problems))
     path = manifest_path(cohort.table)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -123,7 +121,7 @@ def check_manifest(cohort: Cohort) -> Manifest:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CohortError.single(f"{path} cannot be used ({error}). {remedy}") from error
-    if manifest.table_sha256 != _sha256(cohort.table.read_bytes()):
+    if manifest.table_sha256 != cohort.sha256:
         raise CohortError.single(f"{cohort.table} was changed after it was verified. {remedy}")
     if manifest.schema_sha256 != _sha256(cohort.schema.to_json()):
         raise CohortError.single(f"The schema of {cohort.table} was changed after it was verified. {remedy}")

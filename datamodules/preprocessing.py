@@ -3,9 +3,9 @@
 import gzip
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -18,6 +18,7 @@ from nibabel.filebasedimages import ImageFileError
 
 FloatArray = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
+Normalisation = Literal["zscore", "percentile", "none"]
 
 SAME_SPACING = 1e-3  # relative; below it the native voxels are kept instead of interpolated
 SAME_LATTICE = 1e-4  # voxels; below it two grids share their voxel centres
@@ -69,6 +70,11 @@ def read_volume(path: Path, volume_index: int | None = None) -> Volume:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise PreprocessingError(f"{path}: cannot be read ({reason}). Run `fontanel verify` on its table.") from error
     return Volume(data[np.newaxis], affine, str(path))
+
+
+def scaled(volume: Volume, scale: float) -> Volume:
+    """Return a volume in another unit: its intensities times `scale`."""
+    return volume if scale == 1 else replace(volume, data=volume.data * np.float32(scale))
 
 
 def _read_with_header(path: Path, volume_index: int | None) -> tuple[FloatArray, Affine]:
@@ -155,8 +161,10 @@ class Preprocessing:
         centre: What lies in the middle of the output: the middle of the first image, or of its foreground's bounding
             box.
         normalisation: `zscore` subtracts the foreground's mean and divides by its standard deviation, `percentile` maps
-            the clipped range to [0, 1], `none` keeps the unit of the file.
-        foreground: Voxels that count: those of the mask, those above the image's mean, or those that are not zero.
+            the clipped range to [0, 1], `none` keeps the unit of the file. Every channel by itself; a list gives each
+            its own, such as [zscore, none] for ADC beside a map that holds z-scores already.
+        foreground: Voxels that count: those of the mask, those above the image's mean, or those that are not zero in
+            the file.
         clip: Percentiles of the foreground at which intensities are cut off before they are normalised.
 
     References:
@@ -167,7 +175,7 @@ class Preprocessing:
     spacing: tuple[float, float, float] | None = (2.0, 2.0, 2.0)
     shape: tuple[int, int, int] = (96, 96, 96)
     centre: Literal["image", "foreground"] = "foreground"
-    normalisation: Literal["zscore", "percentile", "none"] = "zscore"
+    normalisation: Normalisation | tuple[Normalisation, ...] = "zscore"
     foreground: Literal["mask", "above-mean", "nonzero"] = "above-mean"
     clip: tuple[float, float] | None = None
 
@@ -178,19 +186,52 @@ class Preprocessing:
             raise PreprocessingError(f"spacing is {self.spacing}; give three voxel sizes in mm, each above 0.")
         if self.clip is not None and not 0 <= self.clip[0] < self.clip[1] <= 100:
             raise PreprocessingError(f"clip is {self.clip}; give two rising percentiles between 0 and 100.")
+        if not isinstance(self.normalisation, str):
+            object.__setattr__(self, "normalisation", tuple(self.normalisation))
+        strange = sorted({str(kind) for kind in self._kinds} - set(get_args(Normalisation)))
+        if strange or not self._kinds:
+            known = ", ".join(get_args(Normalisation))
+            raise PreprocessingError(f"normalisation is {self.normalisation}; give one of {known}, or a list of them.")
+
+    @property
+    def _kinds(self) -> tuple[Normalisation, ...]:
+        return (self.normalisation,) if isinstance(self.normalisation, str) else self.normalisation
+
+    def normalisations(self, num_channels: int) -> tuple[Normalisation, ...]:
+        """Return the normalisation of each channel.
+
+        Raises:
+            PreprocessingError: When there is a list and it has another length.
+        """
+        if isinstance(self.normalisation, str):
+            return (self.normalisation,) * num_channels
+        if len(self.normalisation) != num_channels:
+            listed = ", ".join(self.normalisation)
+            raise PreprocessingError(
+                f"normalisation lists {len(self.normalisation)} ways ({listed}) for {num_channels} channels. Give one "
+                "per channel, or a single one for all."
+            )
+        return self.normalisation
 
     def canonical(self) -> dict[str, object]:
         """Return the parameters as JSON types, equal for equal results.
 
         >>> Preprocessing(spacing=(2, 2, 2)).canonical() == Preprocessing(spacing=(2.0, 2.0, 2.0)).canonical()
         True
+        >>> Preprocessing(normalisation=("zscore", "none")).canonical()["normalisation"]
+        'zscore/none'
+        >>> Preprocessing(normalisation=("none", "none")).canonical()["normalisation"]
+        'none'
         """
+        kinds = self._kinds if len(set(self._kinds)) > 1 else self._kinds[:1]
+        # "nonzero" was once taken after resampling, when smoothing had put a rim of small values around the brain.
+        foreground = "nonzero in the file" if self.foreground == "nonzero" else self.foreground
         return {
             "spacing": None if self.spacing is None else [float(size) for size in self.spacing],
             "shape": [int(size) for size in self.shape],
             "centre": self.centre,
-            "normalisation": self.normalisation,
-            "foreground": self.foreground,
+            "normalisation": "/".join(kinds),
+            "foreground": foreground,
             "clip": None if self.clip is None else [float(percentile) for percentile in self.clip],
         }
 
@@ -211,15 +252,19 @@ class Preprocessing:
             raise PreprocessingError(
                 f"{images[0].source}: has no mask. Add a mask column or choose another foreground."
             )
+        kinds = self.normalisations(len(images))
         scalars = [_to_canonical(tio.ScalarImage, image) for image in images]
         label = _to_canonical(tio.LabelMap, mask) if mask is not None and self.foreground == "mask" else None
         affine = self._output_affine(scalars[0], label, images[0].source)
         if label is not None and mask is not None:
             label = _sample(label, self.shape, affine, mask.source)
         channels: list[FloatArray] = []
-        for image, scalar in zip(images, scalars, strict=True):
+        for image, scalar, kind in zip(images, scalars, kinds, strict=True):
+            chosen = label
+            if self.foreground == "nonzero":
+                chosen = _sample(_nonzero(scalar), self.shape, affine, image.source)
             sampled = _sample(scalar, self.shape, affine, image.source)
-            channels.extend(self._normalise(channel, label, image.source) for channel in sampled.data)
+            channels.append(self._normalise(sampled.numpy()[0], kind, chosen, image.source))
         return Volume(np.stack(channels), affine, images[0].source)
 
     def _output_affine(self, first: tio.Image, label: tio.Image | None, source: str) -> Affine:
@@ -240,28 +285,28 @@ class Preprocessing:
         return affine
 
     def _inside(self, data: npt.NDArray[Any], mask: npt.NDArray[Any] | None) -> npt.NDArray[np.bool_]:
-        if self.foreground == "mask" and mask is not None:
+        if mask is not None:
             return np.asarray(mask > 0)
         if self.foreground == "nonzero":
             return np.asarray(data != 0)
         return np.asarray(data > data.mean(dtype=np.float64))
 
-    def _normalise(self, channel: torch.Tensor, label: tio.Image | None, source: str) -> FloatArray:
-        data = np.ascontiguousarray(channel.numpy())
-        if self.normalisation == "none" and self.clip is None:
+    def _normalise(self, channel: FloatArray, kind: Normalisation, label: tio.Image | None, source: str) -> FloatArray:
+        data = np.ascontiguousarray(channel)
+        if kind == "none" and self.clip is None:
             return data
         inside = self._inside(data, None if label is None else label.numpy()[0])
         values = data[inside]
         if values.size < 2 or values.min() == values.max():
             what = "no foreground voxels" if values.size < 2 else f"a constant foreground ({values[0]:g})"
             raise PreprocessingError(f"{source}: {what} ({self.foreground}) on the output grid. Look at the image.")
-        if self.normalisation == "percentile":
+        if kind == "percentile":
             return _rescale(data, inside, self.clip or (0.0, 100.0))
         if self.clip is not None:
             low, high = np.percentile(values, self.clip)
             data = tio.Clamp(float(low), float(high)).clamp(torch.from_numpy(data)).numpy()
             values = data[inside]
-        if self.normalisation == "none":
+        if kind == "none":
             return data
         # torchio's ZNormalization sums in float32 with torch, so its last bit depends on the number of threads: a cache
         # built by workers would differ from one built in the main process.
@@ -311,6 +356,11 @@ def _to_canonical(kind: type[tio.Image], volume: Volume) -> tio.Image:
         raise PreprocessingError(f"{volume.source}: has NaN or infinite voxels. Repair or exclude the image.")
     subject = tio.Subject(image=kind(tensor=volume.data, affine=volume.affine))
     return _apply(tio.ToCanonical(), subject)["image"]
+
+
+def _nonzero(image: tio.Image) -> tio.LabelMap:
+    """Return where an image is not zero, on its own grid: smoothing and interpolation spread it beyond its edge."""
+    return tio.LabelMap(tensor=(image.data != 0).to(torch.uint8), affine=image.affine)
 
 
 def _bounding_box(inside: npt.NDArray[np.bool_], source: str) -> npt.NDArray[np.int64]:

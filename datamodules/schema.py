@@ -42,10 +42,14 @@ class Column:
         name: The header.
         role: What it is for. `truth` holds what a phantom knows and a model must never see.
         kind: What its cells hold; paths are relative to the cohort's root.
-        unit: Unit of a number, in words.
+        unit: Unit of a number, or of the voxels of an image once they are scaled, in words.
         minimum: Smallest value allowed.
         maximum: Largest value allowed.
         grid: Name of a grid group: the images and masks of one row that carry the same name share shape and affine.
+        scale: What the voxels of an image are multiplied by when it is preprocessed, such as 0.001 from 1e-6 to 1e-3
+            mm2/s; when left out, they are taken as they are.
+        may_be_empty: Whether a mask may be 0 everywhere, as that of the lesions of a healthy participant is; one of the
+            brain may not.
         required: Whether every row must have a value; when left out, True for identifiers, images and targets.
         description: What a reader should know.
 
@@ -62,6 +66,8 @@ class Column:
     grid: str | None = None
     required: bool | None = None
     description: str | None = None
+    scale: float | None = None
+    may_be_empty: bool = False
 
     def __post_init__(self) -> None:
         if self.required is None:
@@ -82,12 +88,18 @@ class Column:
         limits = [limit for limit in (self.minimum, self.maximum) if limit is not None]
         if limits and self.kind != "number":
             return "has a minimum or maximum but holds no numbers. Remove the limits, or set the kind to number."
-        if any(isinstance(limit, bool) or not isinstance(limit, int | float) or math.isnan(limit) for limit in limits):
+        if not all(_is_number(limit) and not math.isnan(limit) for limit in limits):
             return "has a minimum or maximum that is not a number."
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             return f"has a minimum of {self.minimum} above its maximum of {self.maximum}."
         if self.grid is not None and self.kind != "path":
             return "has a grid group but holds no paths. Remove `grid`."
+        if self.scale is not None and self.role != "image":
+            return f"has a scale and the role {self.role}. Only images are scaled."
+        if self.scale is not None and not (_is_number(self.scale) and 0 < self.scale < math.inf):
+            return f"has a scale of {self.scale}. Give a number above 0."
+        if self.may_be_empty and self.role != "mask":
+            return f"has `may_be_empty` and the role {self.role}. Only masks are looked at for it."
         return None
 
     def as_dict(self) -> dict[str, Any]:
@@ -95,6 +107,8 @@ class Column:
         facts = {key: value for key, value in asdict(self).items() if value is not None and key != "name"}
         if self.required == (self.role in ALWAYS_REQUIRED):
             del facts["required"]
+        if not self.may_be_empty:
+            del facts["may_be_empty"]
         return facts
 
 
@@ -177,21 +191,28 @@ class Schema:
         return cls(tuple(parsed))
 
     @classmethod
-    def guess(cls, frame: pd.DataFrame, root: Path) -> Schema:
+    def guess(cls, frame: pd.DataFrame, root: Path, described: Sequence[Column] = ()) -> Schema:
         """Derive a schema from a table of text, for the user to correct.
 
         Args:
             frame: The cells as text.
             root: Folder that paths are relative to.
+            described: Columns whose meaning is known. The others were joined to them, so their values may be missing.
 
         Raises:
             CohortError: When no column can be the identifier.
         """
-        taken: set[Role] = set()
-        columns = [_guess_column(str(name), [str(cell) for cell in frame[name]], root, taken) for name in frame.columns]
+        taken: set[Role] = {column.role for column in described}
+        known = {column.name: column for column in described}
+        columns = [
+            known.get(str(name)) or _guess_column(str(name), [str(cell) for cell in frame[name]], root, taken)
+            for name in frame.columns
+        ]
+        if known:
+            columns = [column if column.name in known else replace(column, required=False) for column in columns]
         images = [column.name for column in columns if column.role == "image"]
         in_grid = {images[0], *(column.name for column in columns if column.role == "mask")} if images else set()
-        if len(in_grid) > 1:
+        if len(in_grid) > 1 and not known:
             columns = [replace(column, grid=images[0]) if column.name in in_grid else column for column in columns]
         return cls(tuple(columns), guessed=True)
 
@@ -229,6 +250,10 @@ def strip_suffix(path: str) -> str:
     return path[: -len(max(suffixes, key=len))] if suffixes else path
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _column(name: str, facts: object) -> Column:
     if not isinstance(facts, dict):
         raise CohortError.single(f'Column \'{name}\' of the schema is not an object such as {{"role": "target"}}.')
@@ -240,8 +265,9 @@ def _column(name: str, facts: object) -> Column:
     absent = [key for key in ("role", "kind") if key not in facts]
     if absent:
         raise CohortError.single(f"Column '{name}' of the schema has no {' and no '.join(absent)}.")
-    if not isinstance(facts.get("required", True), bool):
-        raise CohortError.single(f"Column '{name}' of the schema has a `required` that is neither true nor false.")
+    for key in ("required", "may_be_empty"):
+        if not isinstance(facts.get(key, True), bool):
+            raise CohortError.single(f"Column '{name}' of the schema has a `{key}` that is neither true nor false.")
     texts = [facts[key] for key in ("role", "kind", "unit", "grid", "description") if facts.get(key) is not None]
     if not all(isinstance(text, str) for text in texts):
         raise CohortError.single(f"Column '{name}' of the schema has a role, kind, unit or grid that is no text.")

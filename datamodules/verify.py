@@ -85,7 +85,7 @@ def verify_cohort(
     """Check a cohort table and read every file it names to the end.
 
     Args:
-        table: A TSV or CSV file, or a BIDS folder.
+        table: A TSV or CSV file, or a folder of BIDS or BONBID-HIE.
         root: Folder that image paths are relative to; the table's own by default.
         limits: What is refused unread; generous defaults.
         num_workers: Threads that read files; 0 reads in this one.
@@ -156,7 +156,8 @@ def _file_problems(cells: Sequence[_Cell], inspections: dict[str, Inspection]) -
             yield sharing[0].problem(finding.code, finding.message + others)
         role = sharing[0].column.role
         # An empty lesion map is a healthy participant; an empty image or brain mask is a failed export.
-        if result.constant is not None and (role == "image" or (role == "mask" and result.constant == 0)):
+        empty = role == "mask" and result.constant == 0 and not sharing[0].column.may_be_empty
+        if result.constant is not None and (role == "image" or empty):
             message = (
                 f"Every voxel has the value {result.constant:g}. Export the image again, or remove the row.{others}"
             )

@@ -6,11 +6,13 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import yaml
+from mlflow.exceptions import MlflowException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -18,6 +20,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from datamodules.base import BaseDataModule
 from experiments.cli import format_warning
 from experiments.epochs import LiveProgressBar, PlainProgressBar
+from experiments.leakage import read_pretraining, seen_participants
 from lightning_modules.base import BaseModule
 from tracking.checkpoints import AtomicCheckpointIO
 from tracking.contract import BEST, CHECKPOINTS, CheckpointContract, read_contract
@@ -65,6 +68,8 @@ class FontanelCLI(LightningCLI):
             parser_kwargs={"prog": "fontanel fit", "description": "Every argument of a fit file."},
         )
 
+    quiet = False  # one of many: whoever started it shows how far all have come
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a fit file holds besides Lightning's own sections."""
         parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint to start from.")
@@ -95,9 +100,11 @@ class FontanelCLI(LightningCLI):
         """Return the configured trainer with our logger, checkpoint format and progress."""
         config = self._get(self.config_init, "trainer")
         chosen = config.get("callbacks") or []
+        shown = [] if self.quiet else [LiveProgressBar() if sys.stderr.isatty() else PlainProgressBar()]
         trainer: Trainer = self.instantiate_trainer(
             logger=logger,
-            callbacks=[*chosen, *callbacks, LiveProgressBar() if sys.stderr.isatty() else PlainProgressBar()],
+            callbacks=[*chosen, *callbacks, *shown],
+            enable_progress_bar=not self.quiet,
             plugins=[*(config.get("plugins") or []), AtomicCheckpointIO()],
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in chosen),
             enable_model_summary=False,
@@ -126,6 +133,29 @@ def locate_checkpoint(reference: str, store: Store) -> Path:
     except StoreError:
         return store.download(store.find_run(reference).run_id, BEST_CHECKPOINT)
     return local if local.is_file() else store.download(store.find_run(reference).run_id, BEST_CHECKPOINT)
+
+
+def locate_weights(reference: str, store: Store) -> Path:
+    """Return the file of pretrained weights that a reference stands for.
+
+    Args:
+        reference: A file, a run (id, name, folder), or a registered model (`models:/NAME@ALIAS`, or `/VERSION`).
+        store: Where runs and models are looked up.
+    """
+    if not reference.startswith("models:/"):
+        return locate_checkpoint(reference, store)
+    name, at, alias = reference.removeprefix("models:/").partition("@")
+    name, _, number = (name, "", "") if at else name.partition("/")
+    try:
+        if at:
+            version = store.client.get_model_version_by_alias(name, alias)
+        else:
+            version = store.client.get_model_version(name, number)
+    except MlflowException as error:
+        raise StoreError(f"There is no registered model {reference} in {store.shown_uri}: {error.message}") from error
+    if not version.run_id:
+        raise StoreError(f"The registered model {reference} names no run; name its weights as a file instead.")
+    return locate_checkpoint(version.run_id, store)
 
 
 class Restored(NamedTuple):
@@ -160,7 +190,9 @@ def restore(reference: str, words: Sequence[str], store: Store, scratch: Path) -
     folds.write_text(contract.split_json, encoding="utf-8")
     alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
     cli = rebuild(contract, ["--data.split_file", str(folds), *alone, *words])
-    cli.datamodule.seen_images = frozenset(contract.training_images)
+    lineage = read_pretraining(checkpoint, locate=partial(locate_weights, store=store)).contracts
+    cli.datamodule.seen_images = frozenset(name for past in lineage for name in past.training_images)
+    cli.datamodule.seen_participants = frozenset(key for past in lineage[1:] for key in seen_participants(past))
     return Restored(cli, contract, checkpoint)
 
 

@@ -9,7 +9,7 @@ import torchio as tio
 from nibabel.affines import apply_affine
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from datamodules.preprocessing import Preprocessing, Volume, read_volume
+from datamodules.preprocessing import Preprocessing, PreprocessingError, Volume, read_volume
 
 SHAPE = (7, 8, 9)
 AFFINE = np.array([[2.0, 0, 0, -11], [0, 2.5, 0, 7], [0, 0, 3.0, 40], [0, 0, 0, 1]])
@@ -113,6 +113,40 @@ def test_normalisation_uses_the_foreground():
         mapped = Preprocessing(**setting, clip=(5, 95), normalisation="percentile")([image], mask).data
         clipped = data.clip(*np.percentile(data[inside], (5, 95)))
         np.testing.assert_allclose(mapped, (clipped - clipped.min()) / np.ptp(clipped), atol=1e-5)
+
+
+def test_what_is_not_zero_is_asked_of_the_file_and_not_of_its_blurred_copy():
+    """Smoothing puts a rim of small values around a stripped brain; it is no foreground."""
+    grid = np.stack(np.meshgrid(*[np.arange(60) - 29.5] * 3, indexing="ij"), -1)
+    brain = np.linalg.norm(grid, axis=-1) < 22
+    data = np.where(brain, np.random.default_rng(4).normal(1.2, 0.2, brain.shape), 0).astype(np.float32)[np.newaxis]
+    settings = {"spacing": (2.0, 2.0, 2.0), "shape": (30, 30, 30), "centre": "image"}
+    mask = Volume(brain[np.newaxis].astype(np.float32), np.eye(4))
+    expected = Preprocessing(**settings, foreground="mask")([Volume(data, np.eye(4))], mask).data
+    other = np.where(grid[..., 0] > 0, data, 0)  # each channel is asked by itself
+    found = Preprocessing(**settings, foreground="nonzero")([Volume(other, np.eye(4)), Volume(data, np.eye(4))]).data
+    np.testing.assert_array_equal(found[1:], expected)
+
+
+def test_each_channel_has_its_own_normalisation_and_one_for_all_keeps_its_name():
+    images = [Volume(ramp(SHAPE, AFFINE) * factor, AFFINE) for factor in (1, 7, -2)]
+    setting = {"spacing": None, "shape": SHAPE, "centre": "image"}
+    mixed = Preprocessing(**setting, normalisation=["zscore", "none", "percentile"])
+    alone = [Preprocessing(**setting, normalisation=kind) for kind in ("zscore", "none", "percentile")]
+    for channel, whole in enumerate(alone):
+        np.testing.assert_array_equal(mixed(images).data[channel], whole(images).data[channel])
+    assert mixed.canonical()["normalisation"] == "zscore/none/percentile"
+    assert Preprocessing(normalisation=("zscore", "zscore")).canonical() == Preprocessing().canonical()
+    assert Preprocessing().canonical() == {  # what the keys of caches are made of
+        "spacing": [2.0, 2.0, 2.0],
+        "shape": [96, 96, 96],
+        "centre": "foreground",
+        "normalisation": "zscore",
+        "foreground": "above-mean",
+        "clip": None,
+    }
+    with pytest.raises(PreprocessingError, match=r"3 ways \(zscore, none, percentile\) for 2 channels"):
+        mixed(images[:2])
 
 
 def test_the_mask_decides_what_is_in_the_middle():

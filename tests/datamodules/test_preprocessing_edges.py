@@ -139,7 +139,16 @@ def test_errors_name_the_image(images, mask, setting, message):
         Preprocessing(shape=(7, 8, 9), spacing=None, **setting)(images, mask)
 
 
-@pytest.mark.parametrize("wrong", [{"shape": (0, 4, 4)}, {"spacing": (1, 1, 0)}, {"clip": (90, 10)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shape": (0, 4, 4)},
+        {"spacing": (1, 1, 0)},
+        {"clip": (90, 10)},
+        {"normalisation": ()},
+        {"normalisation": ("zscore", "minmax")},
+    ],
+)
 def test_impossible_parameters_are_refused(wrong):
     with pytest.raises(PreprocessingError, match=next(iter(wrong))):
         Preprocessing(**wrong)

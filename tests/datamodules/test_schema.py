@@ -58,7 +58,8 @@ def test_a_guess_names_roles_and_kinds(tmp_path):
 
 def test_the_sidecar_keeps_everything(tmp_path):
     column = Column("age", "target", "number", "years", 0, 97.5, required=False, description="at the scan")
-    schema = Schema((Column("id", "id", "text"), Column("t1w", "image", "path", grid="g"), column))
+    images = Column("adc", "image", "path", grid="g", scale=0.001), Column("m", "mask", "path", may_be_empty=True)
+    schema = Schema((Column("id", "id", "text"), Column("t1w", "image", "path", grid="g"), *images, column))
     assert Schema.from_json(schema.to_json()) == schema
     guess = Schema.guess(FRAME, tmp_path)
     assert Schema.from_json(guess.to_json()).columns == guess.columns
@@ -80,6 +81,11 @@ def test_the_sidecar_keeps_everything(tmp_path):
         ('{"role": "target", "kind": "number", "grid": "g"}', "grid"),
         ('{"role": "target", "kind": "number", "required": "no"}', "required"),
         ('{"role": "target", "kind": "number", "max": 3}', "max"),
+        ('{"role": "target", "kind": "number", "scale": 3}', "scale"),
+        ('{"role": "image", "kind": "path", "scale": 0}', "scale"),
+        ('{"role": "image", "kind": "path", "scale": "0.1"}', "scale"),
+        ('{"role": "mask", "kind": "path", "may_be_empty": 1}', "may_be_empty"),
+        ('{"role": "image", "kind": "path", "may_be_empty": true}', "may_be_empty"),
         ('{"role": ["target"], "kind": "number"}', "text"),
         ("3", "object"),
     ],
