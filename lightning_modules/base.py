@@ -24,7 +24,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pytorch_lightning import LightningModule
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -32,7 +31,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from evaluation.predictions import UNIT
+from lightning_modules.fine_tuning import TransferModule
 from lightning_modules.networks.encoder import Encoder, ModelError
+from lightning_modules.transfer import Transfer
 
 Stage = Literal["train", "val", "test", "predict"]
 Batch = Mapping[str, Any]
@@ -58,7 +59,7 @@ class StepOutput:
     rows: dict[str, dict[str, Tensor]]
 
 
-class BaseModule(LightningModule, ABC):
+class BaseModule(TransferModule, ABC):
     """Base class of the tasks: wires a network, losses, metrics and an optimizer.
 
     A subclass calls ``super().__init__``, sets what it needs, and ends its ``__init__`` with `configure_losses` and
@@ -72,6 +73,7 @@ class BaseModule(LightningModule, ABC):
         monitor_mode: Whether a small or a large value of `monitor` is good.
         decay_norm_and_bias: Apply the optimizer's weight decay to biases and normalisation weights too, as torch does;
             false spares them.
+        transfer: Pretrained weights to start from, and how to train on from them; from scratch without.
     """
 
     def __init__(
@@ -82,9 +84,9 @@ class BaseModule(LightningModule, ABC):
         monitor: str = "val/loss",
         monitor_mode: Literal["min", "max"] = "min",
         decay_norm_and_bias: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
-        super().__init__()
-        self.network = network
+        super().__init__(network, transfer)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.monitor = monitor
@@ -131,6 +133,9 @@ class BaseModule(LightningModule, ABC):
         """Return the loss of a training batch; what the step records leaves at once."""
         self.latest, self._in_step = {}, True
         loss = self._shared_step(batch, "train").loss
+        if (penalty := self.penalty()) is not None:
+            self.record("train/penalty", penalty.detach())
+            loss = loss + penalty
         self._in_step = False
         self._send(self.latest)
         if self.trainer.is_last_batch:
@@ -199,22 +204,27 @@ class BaseModule(LightningModule, ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameter groups that the optimizer gets."""
-        parameters = list(self.parameters())
-        if self.decay_norm_and_bias:
-            return [{"params": parameters}]
-        return [
-            {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
-            {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = []
+        for parameters, options in self.rated_parameters():
+            if self.decay_norm_and_bias:
+                groups.append({"params": parameters, **options})
+                continue
+            groups.append({"params": [parameter for parameter in parameters if parameter.ndim > 1], **options})
+            spared = [parameter for parameter in parameters if parameter.ndim <= 1]
+            groups.append({"params": spared, **options, "weight_decay": 0.0})
+        return [group for group in groups if group["params"]]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and the scheduler from their classes."""
         optimizer = self.optimizer(self.parameter_groups())
+        self.scale_rates(optimizer)
         if self.scheduler is None:
             return optimizer
+        scheduler = self.scheduler(optimizer)
+        self.require_rates(optimizer, scheduler)
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch", "monitor": self.monitor},
+            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": self.monitor},
         }
 
     def start_evaluation(self) -> None:

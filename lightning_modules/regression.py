@@ -27,6 +27,7 @@ from lightning_modules.base import BaseModule, Batch, Stage, StepOutput
 from lightning_modules.losses import MaskedRegressionLoss, SoftBinsLoss
 from lightning_modules.networks.encoder import Encoder, ModelError
 from lightning_modules.networks.heads import SoftBins, SoftBinsConfig, TargetScaling
+from lightning_modules.transfer import Transfer
 
 LIFESPAN_BINS = SoftBinsConfig(low=0.0, high=100.0, width=1.0, sigma=1.0)
 
@@ -52,6 +53,7 @@ class RegressionModule(BaseModule):
         monitor_mode: Whether a small or a large value of `monitor` is good.
         decay_norm_and_bias: Apply the optimizer's weight decay to biases and normalisation weights too, as torch does;
             false spares them.
+        transfer: Pretrained weights to start from, and how to train on from them; from scratch without.
     """
 
     def __init__(
@@ -67,8 +69,9 @@ class RegressionModule(BaseModule):
         monitor: str = "val/mae",
         monitor_mode: Literal["min", "max"] = "min",
         decay_norm_and_bias: bool = True,
+        transfer: Transfer | None = None,
     ) -> None:
-        super().__init__(network, optimizer, scheduler, monitor, monitor_mode, decay_norm_and_bias)
+        super().__init__(network, optimizer, scheduler, monitor, monitor_mode, decay_norm_and_bias, transfer)
         self.target = target
         self.error = loss
         self.scaling = TargetScaling(log_shift)

@@ -10,13 +10,14 @@ Example:
           init_args: {name: resnet18, axis: 0, weights: resnet18.safetensors}
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.networks.encoder import Encoder, ModelError
+from lightning_modules.networks.encoder import Encoder, ModelError, split_into_stages
 
 
 class Monai3D(Encoder):
@@ -29,6 +30,8 @@ class Monai3D(Encoder):
         dropout: Probability of dropping a feature before the head.
         stem_stride: Stride of a ResNet's first convolution. MONAI's own default is 1, which is eight times slower
             than the 2 of He et al. and MedicalNet; weights fit either. DenseNet-121 always has 2.
+        shortcut: How a ResNet's shortcut gets more channels: `B` by a convolution, `A` by zeros, as in MedicalNet's
+            resnet18.
 
     References:
         Huang et al., CVPR 2017, doi:10.1109/CVPR.2017.243. He et al., CVPR 2016, doi:10.1109/CVPR.2016.90.
@@ -41,6 +44,7 @@ class Monai3D(Encoder):
         num_outputs: int = 1,
         dropout: float = 0.0,
         stem_stride: Literal[1, 2] = 2,
+        shortcut: Literal["A", "B"] = "B",
     ) -> None:
         from monai.networks.nets import densenet, resnet
 
@@ -50,7 +54,11 @@ class Monai3D(Encoder):
             del backbone.class_layers
         else:
             backbone = getattr(resnet, name)(
-                spatial_dims=3, n_input_channels=in_channels, conv1_t_stride=stem_stride, feed_forward=False
+                spatial_dims=3,
+                n_input_channels=in_channels,
+                conv1_t_stride=stem_stride,
+                shortcut_type=shortcut,
+                feed_forward=False,
             )
             num_features = int(backbone.in_planes)
         # DenseNet's poolings floor, so 32 voxels end in one; a ResNet's strides pad, so any size leaves a voxel.
@@ -68,6 +76,10 @@ class Monai3D(Encoder):
         for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
             features = layer(features)
         return features
+
+    def stages(self) -> list[nn.Module]:
+        """Return the stem and the four dense or residual blocks, each with the transition behind it."""
+        return split_into_stages(self.backbone, _monai_stage)
 
 
 class Timm2D(Encoder):
@@ -105,6 +117,10 @@ class Timm2D(Encoder):
     def forward_features(self, image: Tensor) -> Tensor:
         """Map (B, C, H, W) to the last feature map (B, F, h, w), for convolutional networks and transformers alike."""
         return _timm_features(self.backbone, image)
+
+    def stages(self) -> list[nn.Module]:
+        """Return the stem and the blocks of the network, as timm groups them."""
+        return _timm_stages(self.backbone)
 
 
 class TimmSlices(Encoder):
@@ -154,6 +170,10 @@ class TimmSlices(Encoder):
         slices = features.movedim(2 + self.axis, 1).flatten(3).mean(dim=3)  # (B, S, F)
         pooled: Tensor = self.attention(slices)
         return pooled
+
+    def stages(self) -> list[nn.Module]:
+        """Return the stem and the blocks of the network, as timm groups them, and the attention."""
+        return [*_timm_stages(self.backbone), self.attention]
 
 
 class GatedAttention(nn.Module):
@@ -254,3 +274,22 @@ def _timm_features(backbone: nn.Module, image: Tensor) -> Tensor:
     if getattr(net, "output_fmt", "NCHW") == "NHWC":
         return features.movedim(3, 1)
     return features
+
+
+def _monai_stage(name: str) -> int:
+    """Return the number of the block that a parameter of MONAI's DenseNet or ResNet belongs to, 0 for the stem."""
+    if block := re.match(r"(?:features\.(?:denseblock|transition)|layer)(\d)", name):
+        return int(block[1])
+    return 4 if name.startswith("features.norm5") else 0
+
+
+def _timm_stages(backbone: nn.Module) -> list[nn.Module]:
+    from timm.models import group_parameters
+
+    net: Any = backbone
+    numbers: dict[str, int] = group_parameters(net, net.group_matcher(coarse=True), reverse=True)
+    last = max(numbers.values())
+    shapes = [parameter.ndim for name, parameter in net.named_parameters() if numbers[name] == last]
+    if max(shapes) <= 1 and last > 0:  # a last normalisation is no block of its own
+        numbers = {name: min(number, last - 1) for name, number in numbers.items()}
+    return split_into_stages(backbone, numbers.__getitem__)

@@ -24,7 +24,7 @@ Example:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -82,6 +82,12 @@ class Encoder(nn.Module, ABC):
         try:
             return self.pool(self.forward_features(image))
         except ValueError as error:
+            if "more than 1 spatial element" in str(error):
+                message = (
+                    f"{type(self).__name__} leaves a single voxel of images of {_sizes(image.shape[2:])} voxels, and "
+                    "instance normalisation needs two: enlarge the preprocessed shape, or take norm: group."
+                )
+                raise ModelError(message) from error
             if "more than 1 value per channel" not in str(error):
                 raise
             message = (
@@ -95,6 +101,25 @@ class Encoder(nn.Module, ABC):
         """Turn an image into the outputs of the head, (B, K)."""
         outputs: Tensor = self.head(self.dropout(self.encode(image)))
         return outputs
+
+    def stages(self) -> list[nn.Module]:
+        """Return the blocks of the encoder in the order in which an image passes them, without the head.
+
+        Every parameter of the encoder is in exactly one of them. A transfer unfreezes them from the last to the first,
+        and lets learning rates fall in that order. By default they are the layers that a subclass has added; one that
+        wraps a whole network overrides this, with `split_into_stages` or a list of its own.
+        """
+        stages: list[nn.ModuleList] = []
+        for name, layer in self.named_children():
+            if name in {"dropout", "head"}:
+                continue
+            if stages and not (_holds_state(layer) and _holds_state(stages[-1])):
+                stages[-1].append(layer)
+            else:
+                stages.append(nn.ModuleList([layer]))
+        if own := list(self.parameters(recurse=False)):  # such as a token that stands before all positions
+            stages[0].append(nn.ParameterList(own))
+        return list(stages)
 
     def reset_head(self, num_outputs: int) -> None:
         """Replace the head by a newly initialised one with `num_outputs` outputs, on the same device."""
@@ -118,6 +143,38 @@ class Encoder(nn.Module, ABC):
                 f"{_sizes(image.shape[2:])}: its poolings would leave an axis without a voxel. Enlarge the "
                 "preprocessed shape (finer spacing or a larger crop), or take a network with fewer poolings."
             )
+
+
+def split_into_stages(network: nn.Module, stage_of: Callable[[str], int]) -> list[nn.Module]:
+    """Group the layers of a network into stages, each as one module; layers without parameters follow the one before.
+
+    Args:
+        network: The network; it stays as it is.
+        stage_of: Number of the stage of each parameter, by its name in the network.
+    """
+    stages: dict[int, nn.ModuleList] = {}
+
+    def put(layer: nn.Module, stage: int) -> int:
+        stages.setdefault(stage, nn.ModuleList()).append(layer)
+        return stage
+
+    def walk(layer: nn.Module, prefix: str, stage: int) -> int:
+        """Put a layer, or else its parts, into stages; return the stage of the last."""
+        numbers = {stage_of(prefix + name) for name, _ in layer.named_parameters()}
+        if len(numbers) <= 1:
+            return put(layer, numbers.pop() if numbers else stage)
+        for name, parameter in layer.named_parameters(recurse=False):
+            put(nn.ParameterList([parameter]), stage_of(prefix + name))
+        for name, part in layer.named_children():
+            stage = walk(part, f"{prefix}{name}.", stage)
+        return stage
+
+    walk(network, "", 0)
+    return [stages[number] for number in sorted(stages)]
+
+
+def _holds_state(layer: nn.Module) -> bool:
+    return any(True for _ in layer.parameters()) or any(True for _ in layer.buffers())
 
 
 def _sizes(sizes: Sequence[int]) -> str:

@@ -1,16 +1,18 @@
 """A network, a cohort and a trainer that are small enough for a test."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_modules.networks import Encoder
 from lightning_modules.regression import RegressionModule
+from lightning_modules.transfer import Transfer
 
 
 class TinyEncoder(Encoder):
@@ -22,6 +24,19 @@ class TinyEncoder(Encoder):
 
     def forward_features(self, image: Tensor) -> Tensor:
         features: Tensor = self.stem(image)
+        return features
+
+
+class StagedEncoder(Encoder):
+    """Two blocks with batch normalisation and dropout, for volumes from 5x5x5 on."""
+
+    def __init__(self, in_channels: int = 1, width: int = 3) -> None:
+        super().__init__(in_channels, 2 * width, minimum_size=(5, 5, 5))
+        self.first = nn.Sequential(nn.Conv3d(in_channels, width, 3), nn.BatchNorm3d(width), nn.ReLU(), nn.Dropout(0.2))
+        self.second = nn.Sequential(nn.Conv3d(width, 2 * width, 3), nn.BatchNorm3d(2 * width), nn.ReLU())
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        features: Tensor = self.second(self.first(image))
         return features
 
 
@@ -65,6 +80,53 @@ class FakeData(LightningDataModule):
 @pytest.fixture
 def tiny_encoder() -> type[TinyEncoder]:
     return TinyEncoder
+
+
+@pytest.fixture
+def staged_encoder() -> type[StagedEncoder]:
+    return StagedEncoder
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    """A file with the weights of another `StagedEncoder`."""
+    torch.manual_seed(1)
+    torch.save(StagedEncoder().state_dict(), tmp_path / "source.pt")
+    return str(tmp_path / "source.pt")
+
+
+@pytest.fixture
+def make_transfer(source) -> Callable[..., RegressionModule]:
+    def make(strategy: str = "full", load: bool = True, **options: Any) -> RegressionModule:
+        torch.manual_seed(0)
+        sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+        module = RegressionModule(StagedEncoder(), sgd, transfer=Transfer(source, strategy, **options))
+        module.seed = 0
+        if load:
+            module.load_pretrained(source)
+        return module
+
+    return make
+
+
+class Diary(Callback):
+    """At every batch: the blocks that are trained, those in training mode, and the weights before it."""
+
+    def __init__(self) -> None:
+        self.trained: list[list[str]] = []
+        self.training: list[list[str]] = []
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        blocks = {name: list(pl_module.network.get_submodule(name).modules()) for name in ("first", "second")}
+        self.trained.append([name for name, parts in blocks.items() if parts[1].weight.requires_grad])
+        self.training.append([name for name, parts in blocks.items() if all(part.training for part in parts)])
+        self.weights.append({name: value.clone() for name, value in pl_module.network.state_dict().items()})
+
+
+@pytest.fixture
+def diary() -> type[Diary]:
+    return Diary
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from lightning_modules.networks import ENCODERS, Encoder, ModelError
+from lightning_modules.networks import ENCODERS, Encoder, ModelError, Timm2D
 
 
 def make(name: str, in_channels: int = 1) -> tuple[Encoder, torch.Tensor]:
@@ -68,6 +69,59 @@ def test_wrong_channels_and_axes_are_refused(encoder):
         network(torch.cat([image, image], dim=1))
     with pytest.raises(ModelError, match=r"use (Timm2D|TimmSlices)"):
         network(image[..., 0] if image.ndim == 5 else image[..., None])
+
+
+def test_stages_hold_every_parameter_once_in_the_order_of_the_image(encoder):
+    network, image = encoder
+    stages = network.stages()
+    held = [parameter for stage in stages for parameter in stage.parameters()]
+    wanted = [parameter for name, parameter in network.named_parameters() if not name.startswith("head.")]
+    assert len(held) == len(wanted)
+    assert {id(parameter) for parameter in held} == {id(parameter) for parameter in wanted}
+    assert 5 <= len(stages) <= 8
+    seen = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda *_, number=number: seen.append(number))
+        for number, stage in enumerate(stages)
+        for layer in stage.modules()
+        if list(layer.parameters(recurse=False))
+    ]
+    network.eval()
+    with torch.no_grad():
+        network(image)
+    for hook in hooks:
+        hook.remove()
+    assert seen == sorted(seen)
+    assert set(seen) == set(range(len(stages)))
+
+
+def test_stages_of_an_own_encoder_are_its_layers():
+    class Own(Encoder):
+        def __init__(self):
+            super().__init__(1, 4)
+            self.scale = nn.Identity()
+            self.token = nn.Parameter(torch.zeros(1))
+            self.stem = nn.Conv3d(1, 4, 3)
+            self.drop = nn.Dropout(0.5)
+            self.last = nn.Conv3d(4, 4, 1)
+
+        def forward_features(self, image):
+            return self.last(self.drop(self.stem(image + self.token)))
+
+    network = Own()
+    first, last = network.stages()
+    assert {id(value) for value in first.parameters()} == {id(network.token), *map(id, network.stem.parameters())}
+    assert set(first.modules()) >= {network.scale, network.stem, network.drop}
+    assert list(last) == [network.last]
+    assert "stages" not in " ".join(network.state_dict())
+
+
+def test_tokens_of_a_transformer_belong_to_its_first_stage():
+    network = Timm2D("test_vit", options={"img_size": (32, 64)})
+    first, *blocks = network.stages()
+    assert {id(network.backbone.cls_token), id(network.backbone.pos_embed)} <= set(map(id, first.parameters()))
+    assert [block[0] for block in blocks] == list(network.backbone.blocks)
+    assert network.backbone.norm in blocks[-1]
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))

@@ -49,3 +49,36 @@ def test_training_on_a_batch_of_one_voxel_says_what_to_do():
     assert network(torch.zeros(2, 1, 32, 40, 32)).shape == (2, 1)
     assert network(torch.zeros(1, 1, 64, 40, 32)).shape == (1, 1)
     assert network.eval()(torch.zeros(1, 1, 32, 40, 32)).shape == (1, 1)
+
+
+def test_normalisation_changes_no_name_and_batch_is_the_published_one():
+    names = list(SFCN(width=2).state_dict())
+    assert names == list(SFCN(width=2, norm="batch").state_dict())
+    statistics = {name for name in names if "running" in name or "tracked" in name}
+    for norm in ("group", "instance"):
+        assert list(SFCN(width=2, norm=norm).state_dict()) == [name for name in names if name not in statistics]
+
+
+@pytest.mark.parametrize(
+    ("width", "groups"), [(32, [4, 8, 16, 32, 32, 8]), (16, [2, 4, 8, 16, 16, 4]), (6, [1, 2, 3, 6, 6, 2])]
+)
+def test_groups_have_eight_channels_or_the_next_smaller_divisor(width, groups):
+    norms = [module for module in SFCN(width=width, norm="group").modules() if isinstance(module, nn.GroupNorm)]
+    assert [norm.num_groups for norm in norms] == groups
+
+
+def test_group_normalisation_needs_no_other_image_where_one_voxel_is_left():
+    torch.manual_seed(0)
+    network = SFCN(width=4, norm="group", dropout=0.0)
+    images = torch.randn(3, 1, 32, 40, 32)
+    together = network(images)
+    assert together.std() > 0
+    torch.testing.assert_close(torch.cat([network(image[None]) for image in images]), together, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.eval()(images), together)
+
+
+def test_instance_normalisation_needs_two_voxels():
+    network = SFCN(width=2, norm="instance")
+    assert network(torch.randn(1, 1, 64, 32, 32)).shape == (1, 1)
+    with pytest.raises(ModelError, match=r"single voxel of images of 32x40x32 voxels.*norm: group"):
+        network(torch.randn(2, 1, 32, 40, 32))
