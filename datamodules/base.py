@@ -30,28 +30,29 @@ import pandas as pd
 import torch
 import torchio as tio
 from nibabel.affines import from_matvec
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.artefacts import TorchioTransforms
 from datamodules.augmentation import Augmentation, sample_key
-from datamodules.cache import ImageFiles, VolumeCache
+from datamodules.cache import VolumeCache
 from datamodules.cohort import Cohort, CohortError, participant_key
 from datamodules.controls import permute_targets
 from datamodules.dataset import CohortDataset, CohortLoader, KeySampler, Sample, collate
 from datamodules.facts import count_samples, describe_cohorts
+from datamodules.harmonisation import Harmonisation, HarmonisedDataModule
 from datamodules.preprocessing import Affine, Preprocessing, read_volume, to_native
+from datamodules.samples import list_samples
 from datamodules.selection import read_cohorts, require_columns, select_rows, tabulate
 from datamodules.splits import Split, holdout_split
 from datamodules.verify import check_manifest
-from tracking.progress import progress
+from tracking.progress import progress, silent
 
 TargetTransform = Literal["identity", "log"]
 EVALUATED_PARTS = ("test", "external")
 
 
-class BaseDataModule(LightningDataModule):
+class BaseDataModule(HarmonisedDataModule):
     """Read, check, split, cache and batch a cohort; a dataset is a subclass that sets defaults.
 
     Args:
@@ -86,12 +87,17 @@ class BaseDataModule(LightningDataModule):
             the truth.
         target_transform: Scale on which the loss is computed, `log` meaning log(target + 0.75); predictions return in
             the target's unit.
+        harmonisation: `combat` takes out of every voxel what the sites of the training do to it (`datamodules.combat`),
+            fitted on the training part without any outcome; sites that training does not have are refused.
+        harmonise_covariates: Columns such as age or sex that differ between sites for reasons of their own, which
+            `combat` leaves in; never a target.
         allow_unverified: Train on a cohort without a fitting manifest; recorded in the run.
 
     Raises:
         CohortError: When the table, its manifest or a column does not fit; all problems at once.
     """
 
+    shows_progress = True  # one of many jobs is shown by whoever started it
     phantom = "brain-age"  # what `fontanel make-cohort` calls a cohort for it
 
     def __init__(
@@ -119,9 +125,11 @@ class BaseDataModule(LightningDataModule):
         cache: Path | None = None,
         permute_targets: bool = False,
         target_transform: TargetTransform = "identity",
+        harmonisation: Harmonisation = "none",
+        harmonise_covariates: list[str] | None = None,
         allow_unverified: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(harmonisation, harmonise_covariates)
         self.tables = list(table) if isinstance(table, list) else [table]
         self.images = images
         self.targets = targets or []
@@ -202,6 +210,7 @@ class BaseDataModule(LightningDataModule):
                 seed=self.split_seed,
             )
         self.samples = [replace(sample, split=self._part_of(sample, self.split) or unknown) for sample in self.samples]
+        self._require_known_sites(self.split)
         if self.permute_targets and self.labels_required:
             self.samples = permute_targets(self.samples, ("train", "val"), self.seed)
 
@@ -237,27 +246,8 @@ class BaseDataModule(LightningDataModule):
         return {path: facts.sha256 for path, facts in manifest.files.items()}
 
     def _samples(self, cohort: Cohort, hashes: dict[str, str]) -> list[Sample]:
-        return [self._sample(cohort, row, hashes) for row in cohort.frame.to_dict("records")]
-
-    def _sample(self, cohort: Cohort, row: dict[Any, Any], hashes: dict[str, str]) -> Sample:
-        names = [row[name] for name in self.images]
-        scales = tuple(cohort.schema.column(name).scale or 1.0 for name in self.images)
-        if self.mask:
-            names.append(row[self.mask])
-        paths = [cohort.resolve(name) for name in names]
-        sha256s = tuple(hashes[name] for name in names) if all(name in hashes for name in names) else None
-        images, mask = (tuple(paths[:-1]), paths[-1]) if self.mask else (tuple(paths), None)
-        return Sample(
-            participant_id=row["participant_id"],
-            session_id=row["session_id"],
-            image_id=row["image_id"],
-            dataset=row["dataset"],
-            site=row["site"],
-            split="predict",
-            files=ImageFiles(images, mask, sha256s, scales),
-            targets={name: float(row.get(name, np.nan)) for name in self.targets},
-            covariates=tuple(float(row[name]) for name in self.covariates),
-        )
+        labels = {"targets": self.targets, "covariates": self.covariates}
+        return list_samples(cohort, hashes, images=self.images, mask=self.mask, **labels)
 
     # Lightning ---------------------------------------------------------------------------------------------------
 
@@ -265,7 +255,8 @@ class BaseDataModule(LightningDataModule):
         """Fill the cache, in parallel, once a node; what is there already is not computed again."""
         self.read()
         items = [sample.files for sample in self.samples]
-        with progress("Preprocessing images", len(items)) as advance:
+        shown = progress if self.shows_progress else silent
+        with shown("Preprocessing images", len(items)) as advance:
             self.cache.build(items, num_workers=os.cpu_count() or 1, on_item=lambda _done, _total: advance(1))
 
     def setup(self, stage: str) -> None:
@@ -282,6 +273,7 @@ class BaseDataModule(LightningDataModule):
                 f"No participant{known} is left for training. Lower data.val_fraction or data.test_fraction, or free a "
                 "site."
             )
+        super().setup(stage)
 
     def part(self, *names: str) -> list[Sample]:
         """Return the samples of one or more splits, in the order of the table."""
@@ -318,6 +310,7 @@ class BaseDataModule(LightningDataModule):
     def _loader(
         self, samples: list[Sample], *, training: bool = False, weights: Sequence[float] | None = None
     ) -> CohortLoader:
+        self._require_harmonised(samples)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world_size:
             raise CohortError(
@@ -350,8 +343,8 @@ class BaseDataModule(LightningDataModule):
         return self.augmentation.kernel_on(device)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Make the images float32 on the device they are on; augment those of the training."""
-        image: Tensor = batch["image"]
+        """Make the images float32 on the device they are on, harmonise them, and augment those of the training."""
+        image = self.harmonised(batch)
         if self.augmentation is not None and self.trainer is not None and self.trainer.training:
             keys = [
                 sample_key(self.seed, int(epoch), image_id, int(occurrence))
@@ -416,6 +409,7 @@ class BaseDataModule(LightningDataModule):
             "mask": self.mask,
             "orientation": "RAS",
             "preprocessing": self.preprocessing.canonical(),
+            "harmonisation": self.describe_harmonisation(),
             "crop": None if self.augmentation is None or self.augmentation.crop is None else [*self.augmentation.crop],
             "target_transform": self.target_transform,
             "units": {name: self.target_unit(name) for name in self.targets},

@@ -16,11 +16,15 @@ VERBS = {
     "make-cohort": "Write a phantom cohort with known ground truth.",
     "verify": "Check every file of a cohort table and write its manifest.",
     "fit": "Train a model from a configuration file.",
+    "crossval": "Compare arms on identical, frozen test participants, across sites and seeds.",
+    "compare": "Test what one run or table gains over another, on the participants they share.",
+    "audit": "Look for leakage: shared participants, duplicates, site and label confounded.",
     "validate": "Evaluate a run or a configuration on the validation part.",
     "test": "Evaluate a run or a configuration on held-out participants and sites.",
     "predict": "Predict new images, with or without labels, from a run or a checkpoint.",
     "evaluate": "Compute metrics with intervals from a predictions table of any software.",
     "report": "Write report.html for a run or a predictions table.",
+    "job": "Run one job of a cross-validation; launchers do.",
     "sync": "Deliver to the store what runs have left on this machine while it was away.",
     "cache": "Show, check, limit or clear the cache of preprocessed volumes.",
     "ui": "Open the MLflow UI on the store.",
@@ -139,7 +143,12 @@ def separate(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[lis
 
 def describe(error: Exception) -> str:
     """Say what went wrong; an error that is not one of ours is called what it is."""
-    if type(error).__module__.split(".")[0] in PACKAGES or isinstance(error, OSError):
+    own: BaseException | None = error
+    while own is not None:  # the parser of configurations wraps what a class of ours has raised
+        if type(own).__module__.split(".")[0] in PACKAGES:
+            return str(own)
+        own = own.__cause__
+    if isinstance(error, OSError):
         return str(error)
     return f"{type(error).__name__}: {error}\nThis was not expected. Repeat with --debug to see where it happened."
 

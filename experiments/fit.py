@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.options import configuration_words, open_store
     from experiments.ranks import spread
     from experiments.runtime import FontanelCLI, study_name
-    from experiments.training import ResumePoint, Training
+    from experiments.training import ResumePoint, RunKey, Training
 
     words = configuration_words(arguments)
     if arguments.resume is not None and arguments.config:
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         return code
     if point is None:
         study = arguments.study or study_name(arguments.config)
-        training = Training.start(cli, study=study, arm=arguments.arm, store=store)
+        training = Training.start(cli, study=study, key=RunKey(arguments.arm, seed=cli.seed), store=store)
     else:
         training = Training.resume(cli, point, store)
     training.run()

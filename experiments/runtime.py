@@ -101,7 +101,10 @@ class FontanelCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         chosen = config.get("callbacks") or []
         shown = [] if self.quiet else [LiveProgressBar() if sys.stderr.isatty() else PlainProgressBar()]
+        data = self.datamodule
+        nothing = {"limit_val_batches": 0} if data.split is not None and not data.part("val") else {}
         trainer: Trainer = self.instantiate_trainer(
+            **nothing,
             logger=logger,
             callbacks=[*chosen, *callbacks, *shown],
             enable_progress_bar=not self.quiet,

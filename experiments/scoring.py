@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Literal
 from experiments.options import STEP_TIMEOUT, configuration_words, open_store
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from experiments.runtime import Restored
     from experiments.session import Session
+    from experiments.training import Training
     from tracking.store import Store
 
 Stage = Literal["validate", "test"]
@@ -85,3 +88,25 @@ def score(restored: "Restored", stage: Stage, store: "Store") -> "Session | None
     session.keep_predictions(rows, int(load_checkpoint(checkpoint)["global_step"]))
     session.write_report()
     return session
+
+
+def score_all(training: "Training") -> "tuple[pd.DataFrame, int]":
+    """Predict the validation and the test participants of a run that has just been trained, by its best weights.
+
+    Returns:
+        The rows, none of them on every process but the first, and the optimiser step of the weights.
+    """
+    import pandas as pd
+
+    from experiments.runtime import BEST_CHECKPOINT
+    from tracking.checkpoints import load_checkpoint
+
+    cli, checkpoint = training.cli, training.shared_folder() / BEST_CHECKPOINT
+    trainer = cli.make_trainer(logger=False)
+    rows = []
+    for stage, run_stage in (("val", trainer.validate), ("test", trainer.test)):
+        if not cli.datamodule.part(*(PARTS["validate"] if stage == "val" else PARTS["test"])):
+            continue
+        run_stage(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+        rows.append(cli.model.take_predictions())
+    return pd.concat(rows, ignore_index=True), int(load_checkpoint(checkpoint)["global_step"])

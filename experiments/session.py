@@ -9,6 +9,7 @@ import pandas as pd
 
 from evaluation.assessment import Assessment, assess
 from evaluation.predictions import normalise_predictions, read_predictions, write_predictions
+from evaluation.tasks import task_of
 from experiments.reporting import write_run_report
 from tracking.contract import CheckpointContract
 from tracking.journal import read_cursor, read_start, undelivered
@@ -29,19 +30,21 @@ class Session:
         store: The store it is in.
         contract: What the checkpoint says of the run it is from.
         run_id: MLflow's id of the run.
+        num_replicates: Bootstrap replicates of its metrics; 0 gives no intervals.
     """
 
     store: Store
     contract: CheckpointContract
     run_id: str
+    num_replicates: int = NUM_REPLICATES
 
     @classmethod
-    def reopen(cls, contract: CheckpointContract, store: Store) -> "Session":
+    def reopen(cls, contract: CheckpointContract, store: Store, num_replicates: int = NUM_REPLICATES) -> "Session":
         """Open the run that a checkpoint came from, to add to it; what of it has not reached the store goes first."""
         folder = store.folder(contract.run_id)
         if read_start(folder) is not None and undelivered(folder):
             settle(store, folder)
-        return cls(store, contract, read_cursor(folder).run_id or contract.run_id)
+        return cls(store, contract, read_cursor(folder).run_id or contract.run_id, num_replicates)
 
     @property
     def folder(self) -> Path:
@@ -77,7 +80,8 @@ class Session:
     def assessment(self, split: str) -> Assessment:
         """Return the metrics of one split, computed from the predictions table."""
         frame = self.predictions
-        return assess(frame[frame["split"] == split], num_replicates=NUM_REPLICATES)
+        part = frame[frame["split"] == split]
+        return assess(part, task_of(part), num_replicates=self.num_replicates)
 
     def write_report(self) -> Path:
         """Render the run's report, keep it as an artifact, and return the local file."""

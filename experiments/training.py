@@ -5,14 +5,17 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pytorch_lightning import Callback
 
-from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI, rebuild
+from experiments.leakage import TESTED_PARTS, Pretraining, read_pretraining, require_disjoint
+from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI, locate_weights, rebuild
 from tracking.checkpoints import export_model, load_checkpoint
 from tracking.contract import CHECKPOINTS, CheckpointContract, newest_whole
 from tracking.environment import environment_facts
@@ -24,7 +27,35 @@ from tracking.logger import RunLogger
 from tracking.shipping import find_folder
 from tracking.store import RunStatus, RunWarning, Store
 
-PROTOCOL = "holdout"
+HOLDOUT = "holdout"
+
+
+@dataclass(frozen=True)
+class RunKey:
+    """What tells a run from the others of its study: its part of the key of the predictions table, and its name.
+
+    Args:
+        arm: Which arm of the study it is.
+        protocol: Who trains for whom.
+        repeat: Which draw of the protocol.
+        fold: Name of the test set.
+        seed: Which of the trainings that share everything but their random numbers.
+    """
+
+    arm: str = "scratch"
+    protocol: str = HOLDOUT
+    repeat: int = 0
+    fold: str = "0"
+    seed: int = 0
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run."""
+        return f"{self.arm}-{self.protocol}-{self.fold}-r{self.repeat}-s{self.seed}"
+
+    def columns(self, train_sites: str) -> dict[str, str]:
+        """Return the run's part of the key of the predictions table."""
+        return {**{name: str(value) for name, value in asdict(self).items()}, "train_sites": train_sites}
 
 
 @dataclass
@@ -36,32 +67,57 @@ class Training:
         logger: Logger of the run.
         contract: What a checkpoint of this run says of itself.
         point: Where the run is resumed, None for a new one.
+        weights: Pretrained weights that a new run starts from.
+        pretraining: Whom they were trained on, as far as that is known.
     """
 
     cli: FontanelCLI
     logger: RunLogger
     contract: CheckpointContract
     point: "ResumePoint | None" = None
+    weights: Path | None = None
+    pretraining: Pretraining | None = None
 
     @classmethod
-    def start(cls, cli: FontanelCLI, *, study: str, arm: str, store: Store) -> "Training":
-        """Create the run; the cohort has been read."""
+    def start(
+        cls,
+        cli: FontanelCLI,
+        *,
+        study: str,
+        key: RunKey,
+        store: Store,
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+    ) -> "Training":
+        """Create the run; the cohort has been read.
+
+        Args:
+            cli: Its configuration, model and datamodule.
+            study: MLflow experiment.
+            key: What tells it from the other runs of the study.
+            store: Where it is kept.
+            tags: Further tags.
+            run_id: A run that came to no checkpoint, to begin again instead of creating one.
+
+        Raises:
+            LeakageError: The pretrained weights have seen participants who would be tested.
+        """
         data = cli.datamodule
+        weights, pretraining = None, None
+        if (source := transfer_source(cli)) is not None:
+            weights = locate_weights(source, store)
+            pretraining = read_pretraining(weights, name=source, locate=partial(locate_weights, store=store))
+            require_disjoint(pretraining, data, TESTED_PARTS)
         facts = data.cohort_facts()
-        name = f"{arm}-{PROTOCOL}-0-r0-s{cli.seed}"
-        key = {
-            "protocol": PROTOCOL,
-            "repeat": "0",
-            "fold": "0",
-            "seed": str(cli.seed),
-            "arm": arm,
-            "train_sites": training_sites(facts),
-        }
-        tags = {**key, "test_site": "+".join(data.held_out_sites), "verified": str(facts["verified"]).lower()}
-        logger = RunLogger(store, study, name, tags)
+        columns = key.columns(sites_of(facts, "train"))
+        tested = "+".join(data.held_out_sites) if key.protocol == HOLDOUT else sites_of(facts, "test", "external")
+        more = {"test_site": tested, "verified": str(facts["verified"]).lower(), **(tags or {})}
+        offset = None if run_id is None else 0
+        logger = RunLogger(store, study, key.run_name, {**columns, **more}, run_id=run_id, offset=offset)
         seen = seen_images(cli)
-        contract = CheckpointContract(cli.resolved(), logger.run_id, study, name, data.split.as_dict(), seen, key)
-        return cls(cli, logger, contract)
+        split = data.split.as_dict()
+        contract = CheckpointContract(cli.resolved(), logger.run_id, study, key.run_name, split, seen, columns)
+        return cls(cli, logger, contract, weights=weights, pretraining=pretraining)
 
     @classmethod
     def resume(cls, cli: FontanelCLI, point: "ResumePoint", store: Store) -> "Training":
@@ -81,11 +137,22 @@ class Training:
         """The run's folder."""
         return self.logger.folder
 
+    def shared_folder(self) -> Path:
+        """Return the run's folder on every process; after a training, only the first knows it by itself."""
+        if self.point is not None:
+            return self.point.folder
+        if not torch.distributed.is_initialized():
+            return self.folder
+        told = [str(self.folder) if self.run_id else ""]
+        torch.distributed.broadcast_object_list(told, src=0)
+        return Path(told[0])
+
     def run(self) -> None:
         """Record what the run is made of, train, export the best weights, and close the run."""
         self.cli.model.seed = self.cli.seed
         with self._closing():
             self._record()
+            self._transfer()
             trainer = self.cli.make_trainer(self.logger, self._callbacks())
             if self.point is not None:
                 self.point.warn_of_other_processes(trainer.world_size)
@@ -96,6 +163,12 @@ class Training:
             if trainer.is_global_zero:
                 self._export()
 
+    def record(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Record what the run is made of, and a document more, without a training."""
+        with self._closing():
+            self._record()
+            self.logger.log_json(name, facts)
+
     def _record(self) -> None:
         """Write configuration, cohort, split and environment; delivered at once, for no checkpoint brings them back."""
         self.logger.log_config(self.contract.config)
@@ -103,6 +176,13 @@ class Training:
         self.logger.log_json("folds.json", self.contract.split)
         self.logger.log_json("environment.json", environment_facts())
         self.logger.release()
+
+    def _transfer(self) -> None:
+        """Load the pretrained weights of a new run, and record what became of each, and what is not known of them."""
+        if self.weights is None or self.pretraining is None:
+            return
+        ledger = self.cli.model.load_pretrained(self.weights).as_dict()
+        self.logger.log_json("transfer.json", {**ledger, "unknown_participants": self.pretraining.gap})
 
     def _callbacks(self) -> list[Callback]:
         model = self.cli.model
@@ -131,11 +211,16 @@ class Training:
     def _export(self) -> None:
         """Write the best weights and what a reader of them must know; keep both, and the checkpoint, in the store."""
         best = self.folder / BEST_CHECKPOINT
+        weights = load_checkpoint(best)["state_dict"]
+        self.cli.model.load_state_dict(weights)  # it holds the last weights, or none where only this was left to do
         data = self.cli.datamodule
         description = {
             "study": self.contract.study,
             "run_id": self.run_id,
             "model": self.cli.config["model"]["class_path"],
+            "network": yaml.safe_load(self.contract.config)["model"]["init_args"]["network"],
+            "datasets": sorted({sample.dataset for sample in data.part("train", "val")}),
+            "ledger": None if self.cli.model.ledger is None else self.cli.model.ledger.sha256,
             "input": data.data_contract(),
             "outputs": {
                 name: {"unit": data.target_unit(name), **facts}
@@ -143,7 +228,6 @@ class Training:
             },
         }
         folder = self.folder / "model"
-        weights = load_checkpoint(best)["state_dict"]
         export_model(weights, folder / "weights.safetensors", folder / "model.json", description)
         self.logger.log_artifact(folder, "model")
         for path in (best, best.with_name(f"{best.name}.sha256")):
@@ -232,6 +316,11 @@ def seen_images(cli: FontanelCLI) -> list[str]:
     return sorted({hashed for sample in data.part("train", "val") for hashed in data.image_hashes(sample)})
 
 
-def training_sites(facts: Mapping[str, Any]) -> str:
-    """Return the sites of the training part, joined by +, from the cohort's facts."""
-    return "+".join(sorted({count["site"] for count in facts["counts"] if count["split"] == "train"}))
+def transfer_source(cli: FontanelCLI) -> str | None:
+    """Return where the pretrained weights of a configuration come from, None where it trains from scratch."""
+    return None if cli.model.transfer is None else cli.model.transfer.source
+
+
+def sites_of(facts: Mapping[str, Any], *parts: str) -> str:
+    """Return the sites of parts of the split, joined by +, from the cohort's facts."""
+    return "+".join(sorted({count["site"] for count in facts["counts"] if count["split"] in parts}))

@@ -57,7 +57,8 @@ def write_tiny_cohort(folder: Path, num_participants: int = 30, seed: int = 0) -
         data = (ball + generator.normal(0, 10, ball.shape)).clip(0).astype(np.int16)
         name = f"images/sub-{index:02d}_T1w.nii.gz"
         nib.save(nib.Nifti1Image(data, AFFINE_PSR), folder / name)
-        rows.append({"participant_id": f"sub-{index:02d}", "site": SITES[index % 3], "t1w": name, "age": round(age, 3)})
+        person = {"participant_id": f"sub-{index:02d}", "site": SITES[index % 3], "t1w": name, "age": round(age, 3)}
+        rows.append({**person, "outcome": int(age + generator.normal(0, 10) > 55)})
     pd.DataFrame(rows).to_csv(folder / "tiny.tsv", sep="\t", index=False)
     return folder / "tiny.tsv"
 

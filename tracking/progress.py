@@ -25,6 +25,12 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield from _lines(description, total)
 
 
+@contextmanager
+def silent(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show nothing, in the place of `progress`."""
+    yield lambda _count: None
+
+
 def _bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import (

@@ -1,0 +1,232 @@
+"""A cross-validation from its plan to its tables: one parent run, one child for each job, one table at the end."""
+
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from experiments.cli import DONE, FAILED
+from experiments.conclusion import TABLE, Conclusion, print_conclusion
+from experiments.jobs import FOLDS, Job
+from experiments.launcher import LAUNCHERS, Launcher, Progress, Watcher, run_jobs
+from experiments.lock import LOCK
+from experiments.runtime import ConfigurationError
+from experiments.study import Study, closest
+from experiments.workplan import BASE, Workplan, make_workplan
+from tracking.environment import environment_facts
+from tracking.files import write_file
+from tracking.interruption import Interrupted
+from tracking.logger import RunLogger
+from tracking.progress import PLAIN_INTERVAL
+from tracking.store import RunStatus, Store
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FEW = 300  # validation participants, below which a threshold is mostly noise
+PARENT = "parent"
+PARENT_TAG = "mlflow.parentRunId"
+
+
+class StudyWarning(UserWarning):
+    """A study that can be run, and whose result will be worth less than it could be."""
+
+
+@dataclass
+class Campaign:
+    """A cross-validation that is being done.
+
+    Args:
+        workplan: Folds, lock and jobs.
+        store: Where its runs are kept.
+    """
+
+    workplan: Workplan
+    store: Store
+
+    @classmethod
+    def plan(cls, study: Study, words: Sequence[str], store: Store, num_threads: int) -> "Campaign":
+        """Draw the folds, lock the analysis, and check everything that can be checked before a training."""
+        campaign = cls(make_workplan(study, words, store, num_threads), store)
+        campaign._warn_of_few_validation_participants()
+        return campaign
+
+    def _warn_of_few_validation_participants(self) -> None:
+        plan = self.workplan
+        number = min(len(cell.split.keys("val")) for cell in plan.cells)
+        if plan.task == "binary" and not plan.study.num_inner_folds and 0 < number < FEW:
+            text = (
+                f"{number} validation participants choose threshold and temperature, which is mostly noise below {FEW}"
+            )
+            warnings.warn(f"{text}: let inner folds choose them (--num-inner-folds 5).", StudyWarning, stacklevel=3)
+
+    def overview(self) -> str:
+        """Return what is planned, as text."""
+        plan, study = self.workplan, self.workplan.study
+        jobs = len(plan.cells) * len(study.arms) * len(study.label_fractions) * study.num_seeds
+        lines = [
+            f"{study.name}, {study.protocol}: {jobs} jobs in {plan.folder}",
+            f"  arms: {', '.join(plan.lock.arms)}",
+            f"  {len(plan.cells)} test sets (folds x repeats), {study.num_seeds} seeds",
+            f"  primary metric: {plan.lock.primary_metric}",
+        ]
+        for cell in plan.cells:
+            sizes = {part: len(cell.split.keys(part)) for part in cell.split.parts}
+            shown = ", ".join(f"{name} {number}" for name, number in sizes.items() if number)
+            lines.append(f"  repeat {cell.repeat}, fold {cell.fold}: {shown}")
+        return "\n".join(lines)
+
+    def run(self, launcher: str, num_workers: int | None) -> int:
+        """Do what is left to do, then compare the arms.
+
+        Returns:
+            0 done, 1 when jobs failed.
+
+        Raises:
+            Interrupted: A signal asked to stop.
+        """
+        if launcher not in LAUNCHERS:
+            raise ConfigurationError(f"There is no launcher '{launcher}'.{closest(launcher, LAUNCHERS)}")
+        with self._alone(), self._parent() as parent:
+            tags = {PARENT_TAG: parent.run_id, "crossval": self.workplan.name}
+            jobs = self.workplan.prepare_jobs(tags)
+            self.workplan.cli.datamodule.prepare_data()
+            progress = self._work(jobs, launcher, num_workers)
+            if progress.failed:
+                return self._report_failures(progress)
+            conclusion = Conclusion(self.workplan, self.store, jobs)
+            conclusion.conclude(parent)
+        print_conclusion(conclusion)
+        print(f"Run {parent.run_id} of {self.workplan.study.name}. Next:\n  fontanel ui")
+        return DONE
+
+    def _work(self, jobs: Sequence[Job], launcher: Launcher, num_workers: int | None) -> Progress:
+        again = "interrupted; repeat the same command to go on: what is finished is kept."
+        try:
+            with watching(self.workplan.name) as watch:
+                return run_jobs(jobs, self.store, launcher, num_workers or default_workers(), watch)
+        except Interrupted:
+            raise Interrupted(again) from None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse to work on a cross-validation that another process works on."""
+        lock = FileLock(self.workplan.folder / "work.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigurationError(
+                f"Another process works on {self.workplan.folder}. Wait for its end, or stop it first."
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _parent(self) -> Iterator[RunLogger]:
+        """Open the parent run, new or again, and close it with its true status."""
+        study, lock = self.workplan.study, self.workplan.lock
+        tags = {"study": study.name, "protocol": study.protocol, "kind": "crossval", "lock": lock.identity}
+        tags["primary_metric"] = lock.primary_metric
+        path = self.workplan.folder / PARENT
+        known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
+        if known is not None and not self.store.folder(known).is_dir():
+            known = None
+        parent = RunLogger(self.store, study.name, self.workplan.name, tags, run_id=known)
+        write_file(path, f"{parent.run_id}\n".encode())
+        status: RunStatus = "FAILED"
+        try:
+            if known is None:
+                self._describe(parent)
+            yield parent
+            status = "FINISHED" if (self.workplan.folder / TABLE).is_file() else "FAILED"
+        except (Interrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        finally:
+            parent.close(status)
+
+    def _describe(self, parent: RunLogger) -> None:
+        """Record what the cross-validation is made of."""
+        parent.log_config((self.workplan.folder / BASE).read_text(encoding="utf-8"))
+        for name in (LOCK, FOLDS):
+            parent.log_text(name, (self.workplan.folder / name).read_text(encoding="utf-8"))
+        parent.log_json("environment.json", environment_facts())
+        parent.release()
+
+    def _report_failures(self, progress: Progress) -> int:
+        number = len(progress.failed)
+        sys.stderr.write(f"{number} of {progress.total} jobs failed; there is no comparison before all are done.\n")
+        for reason, count in Counter(progress.failed.values()).most_common(5):
+            names = [name for name, why in progress.failed.items() if why == reason]
+            sys.stderr.write(f"  {names[0]}{f' and {count - 1} more' if count > 1 else ''}: {reason}\n")
+        sys.stderr.write("Mend the cause and repeat the same command: only these jobs are done again.\n")
+        return FAILED
+
+
+def default_workers() -> int:
+    """Return how many jobs to do at once: one per GPU, or one per core."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def watching(name: str) -> Iterator[Watcher]:
+    """Show how far the jobs have come: a live table on a terminal, a line a minute in a log."""
+    if not sys.stderr.isatty():
+        yield _Lines(name)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+        yield lambda progress: live.update(_table(name, progress), refresh=True)
+
+
+class _Lines:
+    """One line at the beginning, one a minute, one at the end."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.last = -PLAIN_INTERVAL
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        over = progress.done + len(progress.failed) == progress.total
+        if now - self.last < PLAIN_INTERVAL and not (over and self.last > 0):
+            return
+        self.last = float("-inf") if over else now
+        sys.stderr.write(f"{self.name}: {summary(progress)}\n")
+        sys.stderr.flush()
+
+
+def summary(progress: Progress) -> str:
+    """Say in one line how far the jobs have come."""
+    text = (
+        f"{progress.done} of {progress.total} jobs done, {len(progress.running)} running, {len(progress.failed)} failed"
+    )
+    left = progress.seconds_left
+    return text if left is None else f"{text}; about {left / 60:.1f} min left"
+
+
+def _table(name: str, progress: Progress) -> "Table":
+    from rich.table import Table
+
+    table = Table(title=f"{name}: {summary(progress)}", title_justify="left")
+    table.add_column("job")
+    table.add_column("for", justify="right")
+    now = time.monotonic()
+    for job, since in progress.running.items():
+        table.add_row(job, f"{now - since:.0f} s")
+    for job, reason in list(progress.failed.items())[-5:]:
+        table.add_row(job, f"failed: {reason[:80]}")
+    return table

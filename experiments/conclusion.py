@@ -1,0 +1,171 @@
+"""What a finished cross-validation says: its table, the metrics of its arms, their gains, and the report."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from evaluation.assessment import assess
+from evaluation.estimate import Estimate
+from evaluation.gain import Gain, gains
+from evaluation.predictions import KEY, write_predictions
+from evaluation.tasks import metrics_of
+from experiments.jobs import Job
+from experiments.lock import site_tags
+from experiments.study import REFERENCE
+from experiments.workplan import Workplan
+from tracking.files import write_file
+from tracking.logger import RunLogger
+from tracking.store import Store
+
+TABLE, CONCLUSION, REPORT = "predictions.parquet", "conclusion.json", "report.html"
+HELD_OUT = ("test", "external")
+SUMMARY = {
+    "binary": ("auroc", "auprc", "balanced_accuracy", "accuracy", "f1", "sensitivity", "specificity", "brier"),
+    "regression": ("mae", "rmse", "r2", "pearson_r"),
+}
+NUM_REPLICATES = 2000
+
+
+@dataclass
+class Conclusion:
+    """The end of a cross-validation, made from its table alone; making it again gives the same.
+
+    Args:
+        workplan: What was planned.
+        store: Where its runs are kept.
+        jobs: What was done.
+    """
+
+    workplan: Workplan
+    store: Store
+    jobs: Sequence[Job]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Every row of every job, sorted by the key of the predictions table."""
+        table = pd.concat([job.predictions() for job in self.jobs], ignore_index=True)
+        return table.sort_values(list(KEY), ignore_index=True)
+
+    @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """The rows that count: those of the test participants."""
+        return self.table[self.table["split"].isin(HELD_OUT)]
+
+    @property
+    def split(self) -> str:
+        """`test`, or `external` where the test sites are never trained on."""
+        return str(self.held_out["split"].iloc[0])
+
+    @cached_property
+    def primary(self) -> list[Gain]:
+        """The gains that decide, over all sites and by site; none where there is one arm."""
+        return self._gains(self.workplan.lock.primary_metric)
+
+    def _gains(self, metric: str) -> list[Gain]:
+        arms = set(self.held_out["arm"])
+        if len(arms) < 2:
+            return []
+        reference = REFERENCE if REFERENCE in arms else sorted(arms)[0]
+        return gains(self.held_out, reference=reference, metric=metric, task=self.workplan.task)
+
+    def values(self, metric: str) -> dict[str, tuple[Estimate, float]]:
+        """Return a metric of every arm, over all sites, with its standard deviation between runs."""
+        found = self.primary if metric == self.workplan.lock.primary_metric else self._gains(metric)
+        if not found:
+            one = assess(self.held_out, self.workplan.task, num_replicates=NUM_REPLICATES)
+            return {str(self.held_out["arm"].iloc[0]): (one.metrics[metric], one.between_runs(metric))}
+        values: dict[str, tuple[Estimate, float]] = {}
+        for gain in (gain for gain in found if gain.site is None):
+            values.setdefault(gain.reference, (gain.reference_value, gain.reference_spread))
+            values[gain.arm] = (gain.value, gain.spread)
+        return values
+
+    def conclude(self, parent: RunLogger) -> None:
+        """Write table, metrics and report into the folder and the parent run.
+
+        Args:
+            parent: The parent run, which is still open.
+        """
+        folder = self.workplan.folder
+        write_predictions(self.table, parent.folder / TABLE)
+        write_predictions(self.table, folder / TABLE)
+        parent.log_artifact(parent.folder / TABLE)
+        parent.log_metrics(self.parent_metrics(), step=0)
+        document = self.document()
+        write_file(folder / CONCLUSION, (json.dumps(document, indent=1) + "\n").encode())
+        parent.log_json(CONCLUSION, document)
+        parent.release()
+        for name, value in site_tags(self.held_out).items():
+            self.store.client.set_tag(parent.run_id, name, value)
+
+    def parent_metrics(self) -> dict[str, float]:
+        """Return `<arm>/<split>/<metric>` with `_low`, `_high` and `_sd`, and the gains as `gain/<arm>/<metric>`."""
+        found: dict[str, float] = {}
+        for metric in SUMMARY[self.workplan.task]:
+            for arm, (estimate, spread) in self.values(metric).items():
+                found |= _ends(f"{arm}/{self.split}/{metric}", estimate) | {f"{arm}/{self.split}/{metric}_sd": spread}
+        for gain in self.primary:
+            name = f"gain/{gain.arm}/{gain.metric}" + ("" if gain.site is None else f"/{gain.site}")
+            found |= _ends(name, gain.gain) | {f"{name}_p": gain.p_value}
+        return {name: value for name, value in found.items() if math.isfinite(value)}
+
+    def document(self) -> dict[str, Any]:
+        """Return what was found as JSON: values of the arms, gains, the lock and what deviates from it."""
+        lock = self.workplan.lock
+        return {
+            "study": lock.study,
+            "protocol": lock.protocol,
+            "primary_metric": lock.primary_metric,
+            "locked": lock.locked,
+            "deviations": list(lock.deviations),
+            "values": {
+                metric: {arm: estimate.as_dict() for arm, (estimate, _) in self.values(metric).items()}
+                for metric in SUMMARY[self.workplan.task]
+            },
+            "gains": [gain.as_dict() for gain in self.primary],
+        }
+
+
+def _ends(name: str, estimate: Estimate) -> dict[str, float]:
+    ends = {name: estimate.estimate, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return {key: value for key, value in ends.items() if value is not None}
+
+
+def print_conclusion(conclusion: Conclusion) -> None:
+    """Print the arms, and what each gains over the reference, at each site and over all."""
+    from rich.console import Console
+    from rich.table import Table
+
+    metric = conclusion.workplan.lock.primary_metric
+    label = metrics_of(conclusion.workplan.task)[metric].label
+    console = Console(width=110)
+    sites = "mean over sites" if len({gain.site for gain in conclusion.primary}) > 1 else "test participants"
+    arms = Table(title=f"{label} of {conclusion.workplan.study.protocol}, {sites}, with 95 % intervals")
+    for column in ("arm", label, "sd between runs", "gain", "p", "smallest detectable gain"):
+        arms.add_column(column, justify="left" if column == "arm" else "right")
+    by_arm = {gain.arm: gain for gain in conclusion.primary if gain.site is None}
+    for arm, (estimate, spread) in conclusion.values(metric).items():
+        cells = [arm, _shown(estimate), f"{spread:.3f}" if math.isfinite(spread) else ""]
+        if (gain := by_arm.get(arm)) is not None:
+            cells += [_shown(gain.gain), f"{gain.p_value:.3f}", f"{gain.detectable:.3f}"]
+        arms.add_row(*cells)
+    console.print(arms)
+    at_sites = [gain for gain in conclusion.primary if gain.site is not None]
+    if at_sites:
+        table = Table(title="Gain by test site")
+        for column in ("site", "arm", label, f"{at_sites[0].reference}", "gain"):
+            table.add_column(column, justify="left" if column in ("site", "arm") else "right")
+        for gain in sorted(at_sites, key=lambda gain: (gain.site or "", gain.arm)):
+            table.add_row(gain.site, gain.arm, *map(_shown, (gain.value, gain.reference_value, gain.gain)))
+        console.print(table)
+
+
+def _shown(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.estimate:.3f}" if estimate.defined else "undefined"
+    return f"{estimate.estimate:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

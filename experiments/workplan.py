@@ -1,0 +1,182 @@
+"""From a study to its jobs: the folds frozen, the analysis locked, everything on disk before anything is trained."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from datamodules.base import BaseDataModule
+from datamodules.protocols import Cell, Design, plan_cells, subsample
+from datamodules.splits import Split
+from evaluation.tasks import primary_of
+from experiments.jobs import FOLDS, Job
+from experiments.leakage import read_pretraining, require_disjoint
+from experiments.lock import AnalysisLock
+from experiments.runtime import FontanelCLI, locate_weights
+from experiments.study import SOURCE, Arm, Study
+from experiments.training import RunKey
+from lightning_modules.classification import ClassificationModule
+from tracking.files import make_private_folder, write_file
+from tracking.store import Store
+
+FOLDER = "crossval"  # in the output folder
+BASE = "base.yaml"
+SOURCE_HASH = "source_sha256"
+
+
+@dataclass(frozen=True)
+class Workplan:
+    """A cross-validation that is ready to run.
+
+    Args:
+        study: What is compared.
+        task: Kind of outcome.
+        folder: Where everything lies.
+        lock: What was decided.
+        cells: Test sets with their trainings.
+        cli: Configuration and cohort that all arms share.
+        frame: Rows of the cohort.
+        sources: Arm -> file and hash of its pretrained weights.
+        num_threads: Threads of each job.
+    """
+
+    study: Study
+    task: str
+    folder: Path
+    lock: AnalysisLock
+    cells: Sequence[Cell]
+    cli: FontanelCLI
+    frame: pd.DataFrame
+    sources: Mapping[str, Mapping[str, str]]
+    num_threads: int
+
+    @property
+    def name(self) -> str:
+        """Name of the parent run."""
+        return f"crossval-{self.study.protocol}-{self.lock.identity[:8]}"
+
+    def prepare_jobs(self, tags: Mapping[str, str]) -> list[Job]:
+        """Write every job to the disk, in the order in which they are done: arms of a test set side by side.
+
+        Args:
+            tags: Tags of every job's run.
+        """
+        jobs = []
+        for seed in range(self.study.num_seeds):
+            for cell in self.cells:
+                for share in self.study.label_fractions:
+                    split = cell.split if share == 1 else self._share_of(cell, share)
+                    for arm in self.study.arms:
+                        job = self._job(arm, cell, seed, share, tags)
+                        job.prepare(split)
+                        jobs.append(job)
+        return jobs
+
+    def _share_of(self, cell: Cell, share: float) -> Split:
+        return subsample(cell.split, self.frame, self.cli.datamodule.stratify_by, share, self.cli.seed)
+
+    def _job(self, arm: Arm, cell: Cell, seed: int, share: float, tags: Mapping[str, str]) -> Job:
+        key = RunKey(f"{arm.name}{_suffix(share)}", self.study.protocol, cell.repeat, cell.fold, seed)
+        words = ["--config", str(self.folder / BASE), *arm.words()]
+        if source := self.sources.get(arm.name):
+            words += [f"--{SOURCE}", source["path"]]
+        words += ["--seed_everything", str(self.cli.seed + seed + arm.seed_offset)]
+        words += ["--num_threads", str(self.num_threads)]
+        safe = "".join(letter if letter.isalnum() or letter in "-.@_" else "_" for letter in key.run_name)
+        return Job(
+            key,
+            self.study.name,
+            tuple(words),
+            arm.baseline,
+            self.folder / "jobs" / safe,
+            dict(tags),
+            self.study.num_inner_folds,
+        )
+
+
+def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads: int = 1) -> Workplan:
+    """Draw and freeze the folds, check the sources, lock the analysis, and prepare every job.
+
+    Args:
+        study: What is to be compared.
+        words: Words for the configuration of every arm.
+        store: Where runs are looked up; its output folder holds the cross-validation.
+        num_threads: Threads of each job.
+
+    Raises:
+        SplitError: The cohort cannot be divided so.
+        LeakageError: A participant of the cohort was pretrained on.
+        ConfigurationError: An arm is another one than when the analysis was locked.
+    """
+    study.require_sources()
+    cli = FontanelCLI(["--config", str(study.base), *words])
+    data = cli.datamodule
+    data.read()
+    frame = pd.concat([cohort.frame for cohort in data.cohorts], ignore_index=True)
+    cells = plan_cells(frame, design_of(study, data), data.stratify_by)
+    task = "binary" if isinstance(cli.model, ClassificationModule) else "regression"
+    sources = _sources(study, cli, store)
+    definitions = {arm.name: {**arm.definition(), **sources.get(arm.name, {})} for arm in study.arms}
+    config = cli.resolved()
+    lock = AnalysisLock(
+        study.name,
+        study.protocol,
+        study.primary_metric or primary_of(task),
+        _hash([[cell.repeat, cell.fold, cell.split.hash] for cell in cells]),
+        _hash([config, study.num_inner_folds, num_threads, cli.seed]),
+        study.num_seeds,
+        {f"{name}{_suffix(share)}": d for name, d in definitions.items() for share in study.label_fractions},
+    )
+    slug = f"{study.name}-{study.protocol}-{lock.identity[:8]}".replace("/", "-")
+    folder = make_private_folder(store.output_folder / FOLDER / slug)
+    locked = lock.enter(folder)
+    write_file(folder / BASE, config.encode())
+    _freeze(cells, folder / FOLDS)
+    return Workplan(study, task, folder, locked, cells, cli, frame, sources, num_threads)
+
+
+def design_of(study: Study, data: BaseDataModule) -> Design:
+    """Return how a study divides a cohort."""
+    return Design(
+        study.protocol,  # type: ignore[arg-type]  # checked by the study
+        num_folds=study.num_folds,
+        num_repeats=study.num_repeats,
+        val_fraction=data.val_fraction if study.val_fraction is None else study.val_fraction,
+        external_sites=study.external_sites,
+        match_train_size=study.match_train_size,
+        max_train_per_site=study.max_train_per_site,
+        group=data.group_by,
+        seed=data.split_seed,
+    )
+
+
+def _sources(study: Study, cli: FontanelCLI, store: Store) -> dict[str, dict[str, str]]:
+    """Return file and hash of the pretrained weights of each arm; refuse what was pretrained on this cohort."""
+    found: dict[str, dict[str, str]] = {}
+    for arm in study.arms:
+        if arm.source is None:
+            continue
+        path = locate_weights(arm.source, store)
+        locate = partial(locate_weights, store=store)
+        require_disjoint(read_pretraining(path, name=arm.source, locate=locate), cli.datamodule)
+        found[arm.name] = {"path": str(path), SOURCE_HASH: hashlib.sha256(path.read_bytes()).hexdigest()}
+    return found
+
+
+def _suffix(share: float) -> str:
+    return "" if share == 1 else f"@{share:g}"
+
+
+def _hash(content: Any) -> str:  # noqa: ANN401 - JSON
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _freeze(cells: Sequence[Cell], path: Path) -> None:
+    """Write all folds to one file, for those who want to use the same elsewhere."""
+    content = [{"repeat": cell.repeat, "fold": cell.fold, **cell.split.as_dict()} for cell in cells]
+    write_file(path, (json.dumps({"format": 1, "cells": content}, indent=1, ensure_ascii=False) + "\n").encode())
