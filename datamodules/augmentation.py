@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.geometry import Array, Warp, affine_matrix, cut, inverse_warp, move
-from datamodules.intensity import Intensity, change_intensity, foreground_sd
+from datamodules.intensity import Intensity, change_intensity, foreground_sd, retain_statistics
 
 # Streams of random numbers below one key: an operation draws the same whatever the others are set to.
 GEOMETRY, ELASTIC, INTENSITY, CROP = range(4)
@@ -61,6 +61,10 @@ class Augmentation(nn.Module):
         spatial_probability: Of moving and deforming a sample at all. The others keep their voxels, flipped or not:
             resampling smooths, and a network with batch normalisation that meets only resampled images in training is
             biased on the untouched ones of an evaluation.
+        retain_statistics: Bring mean and standard deviation of each channel's foreground (its voxels above the mean)
+            back to what they were before the intensities changed. Images that are normalised one by one need it: the
+            network would otherwise undo a gamma by the shift of the mean that comes with it, which no normalised image
+            of another scanner shows.
         spacing: Voxel size in mm, where voxels are not cubes: rotations then keep their shape in the world.
         crop: Voxels of the output, where it is smaller than the image: a window that lies anywhere in training and in
             the middle in evaluation.
@@ -70,6 +74,7 @@ class Augmentation(nn.Module):
     References:
         Van Leemput et al. Automated model-based bias field correction of MR images of the brain. IEEE TMI 1999.
         doi:10.1109/42.811268
+        Isensee et al. nnU-Net. Nature Methods 2021. doi:10.1038/s41592-020-01008-z (a gamma that retains statistics)
         Rueckert et al. Nonrigid registration using free-form deformations. IEEE TMI 1999. doi:10.1109/42.796284
     """
 
@@ -90,6 +95,7 @@ class Augmentation(nn.Module):
         blur: float = 0.5,
         probability: float = 0.5,
         spatial_probability: float = 0.5,
+        retain_statistics: bool = False,
         spacing: tuple[float, ...] | None = None,
         crop: tuple[int, ...] | None = None,
         kernel: Literal["auto", "fused", "torch"] = "auto",
@@ -101,6 +107,7 @@ class Augmentation(nn.Module):
         self.bias_field, self.bias_points = bias_field, bias_points
         self.gamma, self.noise, self.blur, self.probability = gamma, noise, blur, probability
         self.spatial_probability = spatial_probability
+        self.retain_statistics = retain_statistics
         self.spacing = spacing
         self.crop = crop
         has_numba = importlib.util.find_spec("numba") is not None
@@ -157,6 +164,8 @@ class Augmentation(nn.Module):
                 part = slice(start, start + step)
                 warps = [self.draw_warp(key, image.shape[2:]) for key in keys[part]]
                 self._augment(image[part], keys[part], warps, augmented[part])
+                if self.retain_statistics and self.changes_intensity:
+                    retain_statistics(image[part], augmented[part])
                 if masks is not None and moved is not None:
                     moved[part] = move(masks[part], warps, "nearest", size)
         return augmented if moved is None else (augmented, moved)

@@ -57,6 +57,33 @@ def change_intensity(above: Tensor, intensity: Intensity, span: Tensor, sd: Tens
     return above
 
 
+def retain_statistics(before: Tensor, after: Tensor) -> None:
+    """Shift and scale each channel so that its foreground has the mean and standard deviation that it had before.
+
+    Args:
+        before: (B, C, ...) as it was.
+        after: (B, C, ...) as it has become; changed in place. A constant channel stays as it is.
+    """
+    (wanted_mean, wanted_sd), (mean, sd) = foreground_moments(before.float()), foreground_moments(after)
+    scale = torch.where(sd > 0, wanted_sd / sd, torch.ones_like(sd))
+    after.sub_(mean).mul_(scale).add_(wanted_mean)
+
+
+def foreground_moments(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (B, C, 1, ...) of each channel's voxels above the channel's mean.
+
+    >>> mean, sd = foreground_moments(torch.tensor([0.0, 0.0, 2.0, 4.0]).reshape(1, 1, 2, 2))
+    >>> mean.item(), sd.item()
+    (3.0, 1.0)
+    """
+    axes = tuple(range(2, image.ndim))
+    inside = (image > image.mean(axes, keepdim=True)).float()
+    count = inside.sum(axes, keepdim=True).clamp_min(1)
+    mean = (image * inside).sum(axes, keepdim=True) / count
+    variance = ((image - mean).square() * inside).sum(axes, keepdim=True) / count
+    return mean, variance.sqrt()
+
+
 def foreground_sd(channel: Tensor) -> Tensor:
     """Return the standard deviation of a channel's voxels above their mean, without waiting for the device."""
     stride = channel.numel() // STATISTICS_SIZE | 1  # odd, so that no axis is cut short

@@ -1,51 +1,28 @@
-"""Figures: functions from a table to a matplotlib Figure, without pyplot and its global state."""
+"""Figures of a continuous outcome and of a training: functions from a table to a matplotlib Figure."""
 
-import base64
-import io
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from evaluation.estimate import Estimate
+from evaluation.figures_style import COLOURS, INK, MARKERS, add_legend, open_axes, open_panels, svg_data_uri
 from evaluation.regression import point_estimates
 from evaluation.wording import MINUS, interval_text, with_unit
 
-# Okabe and Ito's palette without its yellow: the colour-blind tell it apart, and the markers do in grey print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#6B4C9A", "#555555")
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
-INK, RULE = "#1f2933", "#cfd6dd"
+__all__ = [
+    "error_by_bin",
+    "error_by_site",
+    "error_vs_target",
+    "has_learning_curve",
+    "learning_curve",
+    "predicted_vs_target",
+    "svg_data_uri",
+]
+
 MAX_UPRIGHT_LABELS = 12
 MAX_VECTOR_POINTS = 1500  # more points are drawn as pixels, or the figure weighs megabytes
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#7b8794",
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e8ecf0",
-    "grid.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.direction": "out",
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "legend.fontsize": 8,
-    "svg.hashsalt": "fontanel",
-    "savefig.dpi": 200,
-}
+WATCHED = ("loss", "mae", "auroc")  # what a learning curve shows of a history
 
 
 def predicted_vs_target(rows: pd.DataFrame, *, name: str = "target", unit: str | None = None) -> Figure:
@@ -56,7 +33,7 @@ def predicted_vs_target(rows: pd.DataFrame, *, name: str = "target", unit: str |
         name: What the target is called.
         unit: Its unit.
     """
-    with _axes(4.3, 4.1) as (figure, axes):
+    with open_axes(4.3, 4.1) as (figure, axes):
         values = np.concatenate([rows["target"], rows["prediction"]]).astype(np.float64)
         margin = 0.04 * max(float(np.ptp(values)), 1e-9)
         limits = (float(values.min()) - margin, float(values.max()) + margin)
@@ -64,7 +41,7 @@ def predicted_vs_target(rows: pd.DataFrame, *, name: str = "target", unit: str |
         _scatter(axes, rows, rows["prediction"])
         axes.set(xlim=limits, ylim=limits, aspect="equal")
         axes.set(xlabel=with_unit(f"True {name}", unit), ylabel=with_unit(f"Predicted {name}", unit))
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -79,7 +56,7 @@ def error_vs_target(
         unit: Its unit.
         slope: Slope with interval, written beside the line.
     """
-    with _axes(4.3, 4.1) as (figure, axes):
+    with open_axes(4.3, 4.1) as (figure, axes):
         error = rows["prediction"] - rows["target"]
         axes.axhline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="no error")
         _scatter(axes, rows, error)
@@ -91,7 +68,7 @@ def error_vs_target(
         if slope is not None and slope.defined:
             axes.set_title(f"slope {interval_text(slope, 2)}", color=INK)
         axes.set(xlabel=with_unit(f"True {name}", unit), ylabel=with_unit(f"Prediction {MINUS} target", unit))
-        _legend(axes)
+        add_legend(axes)
     return figure
 
 
@@ -106,7 +83,7 @@ def error_by_bin(bins: pd.DataFrame, *, name: str = "target", unit: str | None =
     labels = [
         f"{start:g}\u2013{stop:g}" for start, stop in zip(bins["start"].round(2), bins["stop"].round(2), strict=True)
     ]
-    with _axes(4.3, 3.2) as (figure, axes):
+    with open_axes(4.3, 3.2) as (figure, axes):
         _intervals(axes, labels, bins)
         axes.set(xlabel=with_unit(f"True {name}", unit), ylabel=with_unit("Mean absolute error", unit))
     return figure
@@ -120,7 +97,7 @@ def error_by_site(sites: pd.DataFrame, *, unit: str | None = None, width: float 
         unit: Unit of the target.
         width: Width in inches.
     """
-    with _axes(width, 3.2) as (figure, axes):
+    with open_axes(width, 3.2) as (figure, axes):
         _intervals(axes, list(sites["site"]), sites, label="model")
         places = np.arange(len(sites))
         axes.hlines(
@@ -140,31 +117,26 @@ def error_by_site(sites: pd.DataFrame, *, unit: str | None = None, width: float 
 
 def has_learning_curve(history: pd.DataFrame | None) -> bool:
     """Whether a history holds anything that `learning_curve` draws."""
-    return history is not None and any(_keys(history, kind) for kind in ("loss", "mae"))
+    return history is not None and any(_keys(history, kind) for kind in WATCHED)
 
 
 def learning_curve(history: pd.DataFrame, *, unit: str | None = None) -> Figure:
-    """Draw the course of a training: the losses, and the validation error where it was logged.
+    """Draw the course of a training: the losses, and the validation metric where it was logged.
 
     Args:
-        history: Columns `key`, `step`, `value`; keys such as `train/loss`, `val/loss`, `val/mae`.
+        history: Columns `key`, `step`, `value`; keys such as `train/loss`, `val/loss`, `val/mae`, `val/auroc`.
         unit: Unit of the target.
 
     Raises:
-        ValueError: No key ends in `loss` or `mae`.
+        ValueError: No key ends in `loss`, `mae` or `auroc`.
     """
     known = history[np.isfinite(history["value"].astype(float))]
-    panels = [
-        (kind, label) for kind, label in (("loss", "Loss"), ("mae", with_unit("MAE", unit))) if _keys(known, kind)
-    ]
-    if not panels:
-        raise ValueError(
-            "The history holds neither a loss nor an MAE: a learning curve needs a key such as 'val/loss'."
-        )
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.3 * len(panels), 3.0), layout="constrained")
-        FigureCanvasAgg(figure)
-        for axes, (kind, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    labels = {"loss": "Loss", "mae": with_unit("MAE", unit), "auroc": "AUROC"}
+    shown = [kind for kind in WATCHED if _keys(known, kind)]
+    if not shown:
+        raise ValueError("The history holds no loss, MAE or AUROC: a learning curve needs a key such as 'val/loss'.")
+    with open_panels(len(shown), 4.3 * len(shown), 3.0) as (figure, panels):
+        for axes, kind in zip(panels, shown, strict=True):
             for key in _keys(known, kind):
                 points = known[known["key"] == key].sort_values("step")
                 style = _STAGES.get(key.split("/")[0], (COLOURS[2], "-"))
@@ -178,29 +150,12 @@ def learning_curve(history: pd.DataFrame, *, unit: str | None = None) -> Figure:
                     markersize=3,
                     label=key,
                 )
-            axes.set(xlabel="Optimisation step", ylabel=label)
-            _legend(axes)
+            axes.set(xlabel="Optimisation step", ylabel=labels[kind])
+            add_legend(axes)
     return figure
 
 
-def svg_data_uri(figure: Figure) -> str:
-    """Return a figure as a data address of an SVG without date: the same figure, the same bytes."""
-    stream = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
-    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
-
-
 _STAGES = {"train": (COLOURS[0], "-"), "val": (COLOURS[1], "--"), "test": (COLOURS[2], ":")}
-
-
-@contextmanager
-def _axes(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """Open a figure with one pair of axes in the house style."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, figure.subplots()
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame, values: pd.Series) -> None:
@@ -257,7 +212,3 @@ def _keys(history: pd.DataFrame, kind: str) -> list[str]:
     """Return the keys of a kind, per-step doubles of an epoch's value left out."""
     keys = {str(key) for key in history["key"]}
     return sorted(key for key in keys if key.split("/")[-1] in {kind, f"{kind}_epoch"})
-
-
-def _legend(axes: Axes) -> None:
-    axes.legend(loc="best", handletextpad=0.4, borderaxespad=0.2)

@@ -1,43 +1,15 @@
 """Who is in the report: the flow of participants and the parts of the cohort."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from evaluation.report_tables import Part, Table
-from evaluation.wording import count_text, join_words, number_text, with_unit
+from evaluation.report_page import Box, Flow, Table
+from evaluation.report_parts import Part
+from evaluation.wording import capitalised, count_text, join_words, number_text, share_text, with_unit
 
 PARTS = {"train": "Training", "val": "Validation", "test": "Test", "external": "External", "": "All rows"}
-
-
-@dataclass(frozen=True)
-class Box:
-    """A box of the flow diagram.
-
-    Args:
-        title: What the box counts.
-        count: The count.
-        lines: What more there is to say.
-    """
-
-    title: str
-    count: str
-    lines: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Flow:
-    """The flow of participants: where they come from, and the parts they went to.
-
-    Args:
-        source: All participants.
-        parts: One box per part.
-    """
-
-    source: Box
-    parts: Sequence[Box]
 
 
 def flow_of(cohort: Mapping[str, Any] | None, parts: Sequence[Part]) -> Flow:
@@ -83,17 +55,26 @@ def split_table(cohort: Mapping[str, Any] | None, parts: Sequence[Part], unit: s
         unit: Unit of the target.
     """
     counts = _counts(cohort)
-    records = _scored_records(parts) if counts is None else _cohort_records(counts)
+    is_binary = parts[0].task == "binary"
+    records = _scored_records(parts, is_binary) if counts is None else _cohort_records(counts, is_binary)
     rows: list[list[str]] = []
     for number, (part, _, *cells) in enumerate(records):
         if number == 0 or records[number - 1][0] != part:
             rows.append([part])
         rows.append(cells)
-    target = records[0][1]
-    name = f"{target[0].upper()}{target[1:]}: mean (SD)"
-    columns = ["Site", "Participants", "Images", with_unit(name, unit), "Range"]
-    note = "SD: standard deviation." if counts is not None else "Scored rows only. SD: standard deviation."
-    return Table("Parts of the cohort.", columns, rows, 1, note)
+    name = capitalised(records[0][1])
+    scored = "" if counts is not None else "Scored rows only. "
+    if is_binary:
+        columns = ["Site", "Participants", "Images", f"{name}: events"]
+        return Table(
+            "Parts of the cohort.",
+            columns,
+            rows,
+            1,
+            f"{scored}Events: images of participants with the outcome, and their share.",
+        )
+    columns = ["Site", "Participants", "Images", with_unit(f"{name}: mean (SD)", unit), "Range"]
+    return Table("Parts of the cohort.", columns, rows, 1, f"{scored}SD: standard deviation.")
 
 
 def cohort_name(cohort: Mapping[str, Any] | None, parts: Sequence[Part]) -> str:
@@ -108,7 +89,7 @@ def _counts(cohort: Mapping[str, Any] | None) -> pd.DataFrame | None:
     return pd.DataFrame(entries) if entries else None
 
 
-def _cohort_records(counts: pd.DataFrame) -> list[list[str]]:
+def _cohort_records(counts: pd.DataFrame, is_binary: bool) -> list[list[str]]:
     records = []
     ordered = counts.sort_values(
         ["split", "site"], key=lambda column: column.map(_order) if column.name == "split" else column
@@ -117,18 +98,25 @@ def _cohort_records(counts: pd.DataFrame) -> list[list[str]]:
         targets: dict[str, Any] = entry.get("targets") or {"target": {}}
         name, values = next(iter(targets.items()))
         counted = [entry["site"], f"{entry['participants']}", f"{entry['images']}"]
-        spread = [_spread(values.get("mean"), values.get("sd")), _range(values.get("min"), values.get("max"))]
+        if is_binary:
+            known = values.get("known", 0)
+            spread = [share_text((values.get("mean") or 0) * known, known)]
+        else:
+            spread = [_spread(values.get("mean"), values.get("sd")), _range(values.get("min"), values.get("max"))]
         records.append([PARTS.get(entry["split"], entry["split"]), name, *counted, *spread])
     return records
 
 
-def _scored_records(parts: Sequence[Part]) -> list[list[str]]:
+def _scored_records(parts: Sequence[Part], is_binary: bool) -> list[list[str]]:
     records = []
     for part in _first_by_split(parts).values():
         for site, people in _people(part).groupby("site", sort=True):
             target = people["target"]
             counted = [str(site), f"{people['participant'].nunique()}", f"{int(people['num_images'].sum())}"]
-            spread = [_spread(target.mean(), target.std()), _range(target.min(), target.max())]
+            if is_binary:
+                spread = [share_text(target.sum(), len(target))]
+            else:
+                spread = [_spread(target.mean(), target.std()), _range(target.min(), target.max())]
             records.append([PARTS.get(part.split, part.split), part.output or "target", *counted, *spread])
     return records
 

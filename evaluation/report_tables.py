@@ -1,115 +1,22 @@
-"""The tables of the report, as text a reader sees."""
+"""The tables of the report of one run, as text a reader sees; those of a binary outcome are in `report_binary`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from evaluation.assessment import Assessment, assess
+from evaluation.assessment import Assessment
 from evaluation.estimate import Estimate
 from evaluation.gap_correction import CORRECTED_LABEL, CORRECTIONS, GapCorrectionError
-from evaluation.predictions import KEY, PredictionsError
-from evaluation.regression import METRICS, regression_metrics
+from evaluation.regression import regression_metrics
+from evaluation.report_page import Table
+from evaluation.report_parts import MIN_SITE_PARTICIPANTS, Part, all_sites, mean_over_runs
+from evaluation.tasks import metrics_of, primary_of
 from evaluation.wording import count_text, interval_text, number_text, with_unit
 
-SPLITS = {
-    "test": "Test: held-out participants",
-    "external": "External: held-out sites",
-    "val": "Validation: chose the model",
-    "train": "Training: no measure of performance",
-    "": "All rows",
-}
-HELD_OUT = ("test", "external", "")
-MIN_SITE_PARTICIPANTS = 5
 RESULTS = ("mae", "mae_predict_mean", "mae_gain", "r2", "mean_bias", "bias_slope")
 NUM_WORST = 10
-MAX_LISTED = 8  # items of a list that a table of facts shows
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the report.
-
-    Args:
-        caption: What it shows.
-        columns: Heads of the columns.
-        rows: Cells, the first of each row its head; a row of one cell is the head of the rows below it. A second line
-            of a cell is its interval.
-        num_text: Number of leading columns that hold text; the others hold numbers.
-        note: What a reader must know to read it.
-    """
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    num_text: int = 1
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One arm, output and split of the predictions.
-
-    Args:
-        label: What tells it from the other parts.
-        short: The same, shorter.
-        model: What tells its model from the others, empty where there is one.
-        split: Its split.
-        output: Its output.
-        assessment: Its metrics.
-        sites: Metrics by site, where it has several.
-    """
-
-    label: str
-    short: str
-    model: str
-    split: str
-    output: str
-    assessment: Assessment
-    sites: Mapping[str, Assessment]
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the model has not seen these participants in any way."""
-        return self.split in HELD_OUT
-
-
-def parts_of(frame: pd.DataFrame, *, unit: str | None, num_replicates: int, seed: int) -> list[Part]:
-    """Assess every protocol, arm, output and split that has targets; held-out ones first.
-
-    Args:
-        frame: A normalised predictions table.
-        unit: Unit of the target; that of the contract by default.
-        num_replicates: Bootstrap replicates.
-        seed: Seed of the bootstrap.
-
-    Raises:
-        PredictionsError: No row has a target.
-    """
-    known = frame[frame["target"].notna()]
-    if known.empty:
-        raise PredictionsError(["no row has a target, so there is nothing to report. Fill the column 'target'."])
-    shared = known.duplicated([name for name in KEY if name != "train_sites"]).any()
-    columns = ["protocol", "arm", *(["train_sites"] if shared else []), "output", "split"]
-    telling = [name for name in columns if name != "split" and known[name].nunique() > 1]
-    parts = []
-    for values, _ in known.groupby(columns, sort=True):
-        chosen = dict(zip(columns, values, strict=True))
-        rows = frame[(frame[columns] == pd.Series(chosen)).all(axis=1)]
-        of = partial(assess, unit=unit, num_replicates=num_replicates, seed=seed)
-        whole = of(rows)
-        names = sorted(whole.rows["site"].unique())
-        sites = {site: of(rows[rows["site"] == site]) for site in names} if len(names) > 1 else {}
-        split = str(chosen["split"])
-        model = ", ".join(f"{name} {chosen[name]}" for name in telling)
-        label = ", ".join(filter(None, [SPLITS.get(split, split), model]))
-        short = ", ".join(filter(None, [SPLITS.get(split, split).partition(":")[0], model]))
-        parts.append(Part(label, short, model, split, str(chosen["output"]), whole, sites))
-    order = list(SPLITS)
-    return sorted(parts, key=lambda part: order.index(part.split) if part.split in order else len(order))
 
 
 def results_table(parts: Sequence[Part]) -> Table:
@@ -118,7 +25,7 @@ def results_table(parts: Sequence[Part]) -> Table:
     rows: list[list[str]] = []
     for part in parts:
         rows.append([part.label])
-        for name, assessment in {_all_sites(part): part.assessment, **part.sites}.items():
+        for name, assessment in {all_sites(part): part.assessment, **part.sites}.items():
             rows.append([name, f"{assessment.num_participants}", *(_shown(assessment, key) for key in RESULTS)])
     names = [with_unit(name, first.unit) for name in ("MAE", "MAE, predict the mean", "Gain in MAE", "Mean bias")]
     columns = ["Site", "n", *names[:3], "R²", names[3], "Bias slope"]
@@ -133,21 +40,27 @@ def results_table(parts: Sequence[Part]) -> Table:
 
 
 def metrics_table(parts: Sequence[Part]) -> Table:
-    """Return every metric of the parts side by side."""
+    """Return every metric of the parts side by side.
+
+    Args:
+        parts: Parts of one kind of outcome.
+    """
     first = parts[0].assessment
-    names = [name for name in METRICS if any(name in part.assessment.metrics for part in parts)]
+    shown, primary = metrics_of(first.task), primary_of(first.task)
+    names = [name for name in shown if any(name in part.assessment.metrics for part in parts)]
     rows = [
         [
-            with_unit(METRICS[name].label, first.unit if METRICS[name].in_unit else None),
+            with_unit(shown[name].label, first.unit if shown[name].in_unit else None),
             name,
             *(_with_digits(part.assessment, name) for part in parts),
         ]
         for name in names
     ]
     columns = ["Metric", "Name", *(f"{part.short} (n = {part.assessment.num_participants})" for part in parts)]
+    label = "AUROC" if primary == "auroc" else primary.upper()
     between = [
-        f"{part.short}: {part.assessment.num_runs} models, standard deviation of their MAE "
-        f"{number_text(part.assessment.between_runs('mae'))}."
+        f"{part.short}: {part.assessment.num_runs} models, standard deviation of their {label} "
+        f"{number_text(part.assessment.between_runs(primary), shown[primary].digits)}."
         for part in parts
         if part.assessment.num_runs > 1
     ]
@@ -158,20 +71,30 @@ def published_table(published: Sequence[Mapping[str, Any]], part: Part, cohort: 
     """Return published figures beside the measured ones, None without any."""
     if not published:
         return None
+    shown = metrics_of(part.task)
     rows = []
     for entry in published:
         name = str(entry["metric"])
-        value = entry.get("value", entry.get("published"))
-        text = f"{value} {entry['unit']}" if entry.get("unit") else str(value)
-        doi = f"doi:{entry['doi']}" if entry.get("doi") else ""
-        source = ", ".join(str(words) for words in (entry.get("source"), entry.get("cohort"), doi) if words)
-        measured, metric = part.assessment.metrics.get(name), METRICS.get(name)
+        measured, metric = part.assessment.metrics.get(name), shown.get(name)
         unit = f" {part.assessment.unit}" if metric and metric.in_unit and part.assessment.unit else ""
-        here = "not measured" if measured is None else f"{interval_text(measured)}{unit}"
-        rows.append([metric.label if metric else name, source, text, here])
+        digits = metric.digits if metric else 2
+        here = "not measured" if measured is None else f"{interval_text(measured, digits)}{unit}"
+        rows.append([metric.label if metric else name, source_text(entry), published_text(entry), here])
     note = "The cohorts differ: the columns stand side by side for orientation and are no comparison of methods."
     columns = ["Metric", "Source", "Published", f"Measured on {cohort}"]
     return Table("Published beside measured.", columns, rows, 2, note)
+
+
+def published_text(entry: Mapping[str, Any]) -> str:
+    """Return a published value with its unit."""
+    value = entry.get("value", entry.get("published"))
+    return f"{value} {entry['unit']}" if entry.get("unit") else str(value)
+
+
+def source_text(entry: Mapping[str, Any]) -> str:
+    """Return who published a value, on which cohort, and where it can be read."""
+    doi = f"doi:{entry['doi']}" if entry.get("doi") else ""
+    return ", ".join(str(words) for words in (entry.get("source"), entry.get("cohort"), doi) if words)
 
 
 def correction_table(part: Part, controls: Part | None) -> Table | None:
@@ -239,17 +162,11 @@ def worst_table(parts: Sequence[Part]) -> Table:
     return Table(f"Largest errors: {len(cells)} of {len(rows)}.", columns, cells, len(columns) - 3, note)
 
 
-def mean_over_runs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Average predictions over runs, for pictures and lists only: no metric is computed from it."""
-    keys = ["dataset", "participant_id", "session_id", "site", "participant"]
-    return rows.groupby(keys, sort=True)[["target", "prediction"]].mean().reset_index()
-
-
 def sites_frame(parts: Sequence[Part]) -> pd.DataFrame:
     """Return error and null error by site of the given parts, for the figure."""
     records = []
     for part in parts:
-        for site, assessment in (part.sites or {_all_sites(part): part.assessment}).items():
+        for site, assessment in (part.sites or {all_sites(part): part.assessment}).items():
             mae, enough = assessment.metrics["mae"], assessment.num_participants >= MIN_SITE_PARTICIPANTS
             records.append(
                 {
@@ -264,30 +181,9 @@ def sites_frame(parts: Sequence[Part]) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def facts_table(caption: str, facts: Mapping[str, Any]) -> Table:
-    """Return nested facts as dotted names and values."""
-    return Table(caption, ["Fact", "Value"], _flat(facts), 2)
-
-
-def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[list[str]]:
-    rows: list[list[str]] = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-            for number, item in enumerate(value[:MAX_LISTED]):
-                rows += _flat(item if isinstance(item, Mapping) else {"value": item}, f"{prefix}{name}.{number}.")
-        elif isinstance(value, list) and value:
-            more = f" and {len(value) - MAX_LISTED} more" if len(value) > MAX_LISTED else ""
-            rows.append([f"{prefix}{name}", ", ".join(map(str, value[:MAX_LISTED])) + more])
-        elif value is not None and value != []:
-            rows.append([f"{prefix}{name}", str(value)])
-    return rows
-
-
 def _with_digits(assessment: Assessment, name: str) -> str:
     value = assessment.metrics.get(name)
-    return "" if value is None else interval_text(value, METRICS[name].digits)
+    return "" if value is None else interval_text(value, metrics_of(assessment.task)[name].digits)
 
 
 def _shown(assessment: Assessment, name: str) -> str:
@@ -296,7 +192,3 @@ def _shown(assessment: Assessment, name: str) -> str:
     if assessment.num_participants < MIN_SITE_PARTICIPANTS:
         return interval_text(Estimate(value.estimate))
     return interval_text(value).replace(" (", "\n").removesuffix(")")
-
-
-def _all_sites(part: Part) -> str:
-    return "all sites" if part.sites else str(part.assessment.rows["site"].iloc[0])

@@ -1,31 +1,16 @@
-"""The sentences of the report, made from facts, and the checklist for its author."""
+"""The sentences of the report of one run, made from facts, and its checklist."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from evaluation import report_binary
+from evaluation.report_checklist import Item, checklist_items
 from evaluation.report_context import ReportContext
-from evaluation.report_tables import Part
-from evaluation.wording import count_text, interval_text, join_words, number_text
+from evaluation.report_parts import Part, num_missing, sites_text, who
+from evaluation.wording import capitalised, count_text, interval_text, join_words, number_text
 
 PHANTOM_LIMIT = "The cohort is made by software: the report checks software and is no evidence about people."
 SOFTWARE = ("fontanel", "torch", "pytorch-lightning", "torchio", "monai", "numpy", "scipy")
-MAX_SITES = 4  # sites that a sentence names
-
-
-@dataclass(frozen=True)
-class Item:
-    """An item of the checklist.
-
-    Args:
-        number: Its number in TRIPOD+AI.
-        topic: What it asks for.
-        text: What the software knows; empty where only the author does.
-    """
-
-    number: str
-    topic: str
-    text: str = ""
 
 
 def answer(part: Part, external: Part | None = None) -> str:
@@ -35,10 +20,12 @@ def answer(part: Part, external: Part | None = None) -> str:
         part: The part that decides.
         external: The same model at held-out sites, where there is such a part beside.
     """
+    if part.task == "binary":
+        return report_binary.answer(part, external)
     text = _answer(part)
     if external is None:
         return f"{text}."
-    return f"{text}; in {_who(external)}, held out from training, it was {_with_interval(external, 'mae')}."
+    return f"{text}; in {who(external)}, held out from training, it was {_with_interval(external, 'mae')}."
 
 
 def methods(part: Part, parts: Sequence[Part], context: ReportContext) -> list[str]:
@@ -49,63 +36,43 @@ def methods(part: Part, parts: Sequence[Part], context: ReportContext) -> list[s
         parts: All parts.
         context: What is known about the run.
     """
-    return [*_data_sentences(context), *_statistics_sentences(part, parts), *_software_sentences(context.environment)]
+    return [*data_sentences(context), *_statistics_sentences(part, parts), *software_sentences(context.environment)]
 
 
 def checklist(part: Part, parts: Sequence[Part], context: ReportContext) -> list[Item]:
-    """Return the items of TRIPOD+AI in our words, filled where the software knows.
+    """Return the items of the checklist, filled where the software knows.
 
     Args:
         part: The part that decides.
         parts: All parts.
         context: What is known about the run.
-
-    References:
-        Collins GS, Moons KGM, Dhiman P, et al. BMJ 2024;385:e078378. doi:10.1136/bmj-2023-078378
     """
     assessment, cohort = part.assessment, context.cohort or {}
     tables = join_words([str(table.get("name")) for table in cohort.get("tables", [])])
-    size = f"{count_text(assessment.num_participants, 'participant')} in the part that decides."
     unit = f" in {assessment.unit}" if assessment.unit else ""
-    left_out = f"{count_text(_num_missing(parts), 'row')} without a target left out; no value imputed."
-    clusters = _sites(part)
     shown = join_words([one.short.lower() for one in parts])
-    return [
-        Item("1", "Title: model, population, outcome"),
-        Item("2", "Abstract"),
-        Item("3", "Background: clinical context, intended users, known inequalities"),
-        Item("4", "Objectives: development, evaluation, or both", context.question or ""),
-        Item("5", "Data: sources, dates, representativeness", tables and f"Read from {tables}."),
-        Item("6", "Participants: setting, eligibility, treatments"),
-        Item("7", "Data preparation", (context.config_yaml and "Every step is in “Configuration”.") or ""),
-        Item("8", "Outcome: definition, assessment, blinding", part.output and f"Output “{part.output}”{unit}."),
-        Item("9", "Predictors: choice, measurement, blinding"),
-        Item("10", "Sample size", size),
-        Item("11", "Missing data", left_out),
-        Item("12a-c", "Analysis: use of data, predictors, type of model", "See “Methods”."),
-        Item("12d", "Analysis: differences between clusters", f"{clusters[0].upper()}{clusters[1:]}; results by site."),
-        Item("12e-g", "Analysis: measures of performance, updating, calculation", "See “Methods”."),
-        Item("13", "Class imbalance", "Not applicable: continuous outcome."),
-        Item("14", "Fairness", "Results by site; other groups (sex, age, ethnicity) are for the author to add."),
-        Item("15", "Model output", f"A continuous value{unit}; no threshold."),
-        Item("16", "Training against evaluation data", f"Parts reported: {shown}. See “Participants”."),
-        Item("17", "Ethical approval"),
-        Item("18a-d", "Open science: funding, interests, protocol, registration"),
-        Item("18e-f", "Open science: data and code", " ".join(_software_sentences(context.environment))),
-        Item("19", "Patient and public involvement"),
-        Item("20", "Participants: flow, characteristics, comparison of parts", "See “Participants”."),
-        Item(
-            "21", "Model development: numbers in each analysis", (cohort.get("counts") and "See “Participants”.") or ""
-        ),
-        Item(
-            "22", "Model specification", (context.run_id and "Weights and configuration are kept with the run.") or ""
-        ),
-        Item("23", "Model performance, with intervals and by group", "See “Results”."),
-        Item("24", "Model updating"),
-        Item("25", "Interpretation"),
-        Item("26", "Limitations", PHANTOM_LIMIT if context.phantom else ""),
-        Item("27", "Usability: input needed, expertise, next steps"),
-    ]
+    texts = {
+        "4": context.question or "",
+        "5": tables and f"Read from {tables}.",
+        "7": (context.config_yaml and "Every step is in “Configuration”.") or "",
+        "8": part.output and f"Output “{part.output}”{unit}.",
+        "10": f"{count_text(assessment.num_participants, 'participant')} in the part that decides.",
+        "11": f"{count_text(num_missing(parts), 'row')} without a target left out; no value imputed.",
+        "12a-c": "See “Methods”.",
+        "12d": f"{capitalised(sites_text(part))}; results by site.",
+        "12e-g": "See “Methods”.",
+        "13": "Not applicable: continuous outcome.",
+        "14": "Results by site; other groups (sex, age, ethnicity) are for the author to add.",
+        "15": f"A continuous value{unit}; no threshold.",
+        "16": f"Parts reported: {shown}. See “Participants”.",
+        "18e-f": " ".join(software_sentences(context.environment)),
+        "20": "See “Participants”.",
+        "21": (cohort.get("counts") and "See “Participants”.") or "",
+        "22": (context.run_id and "Weights and configuration are kept with the run.") or "",
+        "23": "See “Results”.",
+        "26": PHANTOM_LIMIT if context.phantom else "",
+    }
+    return checklist_items(texts | (report_binary.checklist_texts(part) if part.task == "binary" else {}))
 
 
 def _answer(part: Part) -> str:
@@ -113,8 +80,8 @@ def _answer(part: Part) -> str:
     seen = {"val": " (validation part, which chose the model)", "train": " (training part: no measure of performance)"}
     what = "the training mean" if assessment.null_model == "training" else "the mean of these participants themselves"
     gain, unit = assessment.metrics["mae_gain"], f" {assessment.unit}" if assessment.unit else ""
-    who = f"{f'For {part.model}: in' if part.model else 'In'} {_who(part)}{seen.get(part.split, '')}"
-    text = f"{who} the mean absolute error was {_with_interval(part, 'mae')}, "
+    start = f"{f'For {part.model}: in' if part.model else 'In'} {who(part)}{seen.get(part.split, '')}"
+    text = f"{start} the mean absolute error was {_with_interval(part, 'mae')}, "
     if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
         difference = f"{interval_text(gain, 1)}{unit}"
         return f"{text}which cannot be told from the error of predicting {what} (difference {difference})"
@@ -124,7 +91,8 @@ def _answer(part: Part) -> str:
     return f"{text}{size} {'lower' if better else 'higher'} than that of predicting {what}"
 
 
-def _data_sentences(context: ReportContext) -> list[str]:
+def data_sentences(context: ReportContext) -> list[str]:
+    """Say where the participants come from and how they were assigned to parts."""
     cohort = context.cohort or {}
     split = context.split or cohort.get("split") or {}
     sentences = []
@@ -151,30 +119,40 @@ def _data_sentences(context: ReportContext) -> list[str]:
 
 def _statistics_sentences(part: Part, parts: Sequence[Part]) -> list[str]:
     assessment = part.assessment
+    is_binary = part.task == "binary"
     sentences = [
         "The unit of analysis is the participant: predictions were averaged over the images of one participant and "
-        "session, and over nothing else.",
-        "Errors are prediction less target; R² refers to the mean of the evaluated targets, and the bias slope is the "
-        "least-squares slope of the error on the target.",
+        "session, and over nothing else."
     ]
+    if is_binary:
+        sentences += report_binary.metric_sentences(part)
+    else:
+        sentences.append(
+            "Errors are prediction less target; R² refers to the mean of the evaluated targets, and the bias slope is "
+            "the least-squares slope of the error on the target."
+        )
     if assessment.num_runs > 1:
         sentences.append(
             f"Each metric was computed for each of {assessment.num_runs} runs (repeat x seed) and averaged; the "
             "intervals are those of this mean over participants, and the spread between runs is given apart."
         )
     if assessment.num_replicates:
+        classes = ", those with and without the outcome apart" if is_binary else ""
+        paired = "" if is_binary else "; those of a difference are paired"
         sentences.append(
             f"Intervals are the 2.5th and 97.5th percentiles of {assessment.num_replicates:,} bootstrap replicates "
-            f"that resample participants with all their sessions (seed {assessment.seed}); those of a difference are "
-            "paired."
+            f"that resample participants with all their sessions{classes} (seed {assessment.seed}){paired}."
         )
-    sentences.append(f"The null model predicts {assessment.null_model_text}.")
-    missing = count_text(_num_missing(parts), "row")
-    sentences.append(f"Rows without a target were left out ({missing}); no value was imputed.")
-    return sentences
+    if is_binary:
+        sentences += report_binary.interval_sentences(part)
+    else:
+        sentences.append(f"The null model predicts {assessment.null_model_text}.")
+    missing = count_text(num_missing(parts), "row")
+    return [*sentences, f"Rows without a target were left out ({missing}); no value was imputed."]
 
 
-def _software_sentences(environment: Mapping[str, Any] | None) -> list[str]:
+def software_sentences(environment: Mapping[str, Any] | None) -> list[str]:
+    """Name the software with its versions, as far as they are known."""
     known = environment or {}
     packages = known.get("packages") or {}
     versions = [f"{name} {packages[name]}" for name in SOFTWARE if name in packages]
@@ -183,25 +161,9 @@ def _software_sentences(environment: Mapping[str, Any] | None) -> list[str]:
     return [f"Software: {join_words(versions)}."] if versions else []
 
 
-def _num_missing(parts: Sequence[Part]) -> int:
-    return sum(part.assessment.num_missing_target for part in parts)
-
-
 def _with_interval(part: Part, name: str) -> str:
     value, unit = part.assessment.metrics[name], f" {part.assessment.unit}" if part.assessment.unit else ""
     text = f"{number_text(value.estimate, 1)}{unit}"
     if value.low is None or value.high is None:
         return text
     return f"{text} (95 % interval {number_text(value.low, 1)} to {number_text(value.high, 1)})"
-
-
-def _who(part: Part) -> str:
-    people = count_text(part.assessment.num_participants, "participant")
-    return people if set(part.assessment.rows["site"]) == {"unknown"} else f"{people} of {_sites(part)}"
-
-
-def _sites(part: Part) -> str:
-    sites = sorted(part.assessment.rows["site"].unique())
-    if len(sites) > MAX_SITES:
-        return f"{len(sites)} sites"
-    return f"{'site' if len(sites) == 1 else 'sites'} {join_words(sites)}"

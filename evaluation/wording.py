@@ -1,5 +1,8 @@
 """Numbers and counts as a reader sees them."""
 
+import math
+from collections.abc import Iterable, Sequence
+
 from evaluation.estimate import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -15,6 +18,55 @@ def number_text(value: float, digits: int = 2) -> str:
     """
     text = f"{value:.{digits}f}"
     return text.replace("-", "" if float(text) == 0 else MINUS)
+
+
+def signed_text(value: float, digits: int = 2) -> str:
+    """Return a number with its sign, a plus as well.
+
+    >>> signed_text(0.031), signed_text(-0.5, 1) == MINUS + "0.5", signed_text(0.001)
+    ('+0.03', True, '0.00')
+    """
+    text = number_text(value, digits)
+    return text if text.startswith(MINUS) or float(text) == 0 else f"+{text}"
+
+
+def p_text(value: float) -> str:
+    """Return a p-value, empty where there is none.
+
+    >>> p_text(0.0312), p_text(0.0002), p_text(float("nan"))
+    ('0.031', '< 0.001', '')
+    """
+    if math.isnan(value):
+        return ""
+    return "< 0.001" if value < 0.0005 else f"{value:.3f}"
+
+
+def share_text(count: float, total: float) -> str:
+    """Return a count with its share of a total.
+
+    >>> share_text(3, 12), share_text(0, 0)
+    ('3 (25 %)', '0')
+    """
+    return f"{count:.0f} ({100 * count / total:.0f} %)" if total else f"{count:.0f}"
+
+
+def enough_digits(values: Iterable[float | None], digits: int = 2) -> int:
+    """Return as many decimals as show on which side of zero every value lies.
+
+    >>> enough_digits([0.031, -0.004]), enough_digits([0.031, -0.04, None, 0.0])
+    (3, 2)
+    """
+    known = [abs(value) for value in values if value is not None and math.isfinite(value) and value != 0]
+    return digits + 1 if any(float(f"{value:.{digits}f}") == 0 for value in known) else digits
+
+
+def capitalised(text: str) -> str:
+    """Return a text with its first letter as a capital, the others as they are.
+
+    >>> capitalised("sites A and B")
+    'Sites A and B'
+    """
+    return text[:1].upper() + text[1:]
 
 
 def interval_text(value: Estimate, digits: int = 2) -> str:
@@ -51,7 +103,7 @@ def with_unit(text: str, unit: str | None) -> str:
     return f"{text} ({unit})" if unit else text
 
 
-def join_words(words: list[str]) -> str:
+def join_words(words: Sequence[str]) -> str:
     """Return words as a list in a sentence.
 
     >>> join_words(["A", "B", "C"])

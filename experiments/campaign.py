@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from experiments.cli import DONE, FAILED
-from experiments.conclusion import TABLE, Conclusion, print_conclusion
+from experiments.conclusion import REPORT, TABLE, Conclusion, print_conclusion
 from experiments.jobs import FOLDS, Job
 from experiments.launcher import LAUNCHERS, Launcher, Progress, Watcher, run_jobs
 from experiments.lock import LOCK
@@ -104,7 +104,7 @@ class Campaign:
             conclusion = Conclusion(self.workplan, self.store, jobs)
             conclusion.conclude(parent)
         print_conclusion(conclusion)
-        print(f"Run {parent.run_id} of {self.workplan.study.name}. Next:\n  fontanel ui")
+        print(f"Run {parent.run_id} of {self.workplan.study.name}. Report: {self.workplan.folder / REPORT}")
         return DONE
 
     def _work(self, jobs: Sequence[Job], launcher: Launcher, num_workers: int | None) -> Progress:

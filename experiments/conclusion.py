@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,8 @@ from evaluation.gain import Gain, gains
 from evaluation.predictions import KEY, write_predictions
 from evaluation.tasks import metrics_of
 from experiments.jobs import Job
-from experiments.lock import site_tags
+from experiments.lock import LOCK, site_tags
+from experiments.reporting import write_crossval_report
 from experiments.study import REFERENCE
 from experiments.workplan import Workplan
 from tracking.files import write_file
@@ -67,11 +69,16 @@ class Conclusion:
         return self._gains(self.workplan.lock.primary_metric)
 
     def _gains(self, metric: str) -> list[Gain]:
-        arms = set(self.held_out["arm"])
-        if len(arms) < 2:
+        names = [arm.name for arm in self.workplan.study.arms]
+        if self.held_out["arm"].nunique() < 2:
             return []
-        reference = REFERENCE if REFERENCE in arms else sorted(arms)[0]
+        reference = REFERENCE if REFERENCE in names else names[0]
         return gains(self.held_out, reference=reference, metric=metric, task=self.workplan.task)
+
+    @cached_property
+    def all_values(self) -> dict[str, dict[str, tuple[Estimate, float]]]:
+        """Metric -> what `values` says of it."""
+        return {metric: self.values(metric) for metric in SUMMARY[self.workplan.task]}
 
     def values(self, metric: str) -> dict[str, tuple[Estimate, float]]:
         """Return a metric of every arm, over all sites, with its standard deviation between runs."""
@@ -99,15 +106,19 @@ class Conclusion:
         document = self.document()
         write_file(folder / CONCLUSION, (json.dumps(document, indent=1) + "\n").encode())
         parent.log_json(CONCLUSION, document)
+        parent.log_text(LOCK, (folder / LOCK).read_text(encoding="utf-8"))  # arms may have been added
         parent.release()
+        report = write_crossval_report(self.workplan, self.store, self, parent.run_id, parent.folder / REPORT)
+        parent.log_artifact(report)
+        shutil.copyfile(report, folder / REPORT)
         for name, value in site_tags(self.held_out).items():
             self.store.client.set_tag(parent.run_id, name, value)
 
     def parent_metrics(self) -> dict[str, float]:
         """Return `<arm>/<split>/<metric>` with `_low`, `_high` and `_sd`, and the gains as `gain/<arm>/<metric>`."""
         found: dict[str, float] = {}
-        for metric in SUMMARY[self.workplan.task]:
-            for arm, (estimate, spread) in self.values(metric).items():
+        for metric, values in self.all_values.items():
+            for arm, (estimate, spread) in values.items():
                 found |= _ends(f"{arm}/{self.split}/{metric}", estimate) | {f"{arm}/{self.split}/{metric}_sd": spread}
         for gain in self.primary:
             name = f"gain/{gain.arm}/{gain.metric}" + ("" if gain.site is None else f"/{gain.site}")
@@ -124,8 +135,8 @@ class Conclusion:
             "locked": lock.locked,
             "deviations": list(lock.deviations),
             "values": {
-                metric: {arm: estimate.as_dict() for arm, (estimate, _) in self.values(metric).items()}
-                for metric in SUMMARY[self.workplan.task]
+                metric: {arm: estimate.as_dict() for arm, (estimate, _) in values.items()}
+                for metric, values in self.all_values.items()
             },
             "gains": [gain.as_dict() for gain in self.primary],
         }

@@ -89,7 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(campaign.overview())
         return 0
-    return campaign.run(arguments.launcher, arguments.num_workers)
+    code = campaign.run(arguments.launcher, arguments.num_workers)
+    if code == 0:
+        print("Next:\n  fontanel ui")
+    return code
 
 
 def configured_study(arguments: argparse.Namespace) -> "Study":

@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     newborns = make_cohort("hie-outcome", cohorts / f"hie-outcome-n{size}-s{seed}", size, seed, images)
     code = compare(newborns, pretraining, arguments, store)
     shown = "" if arguments.output_dir is None else f" --output-dir {arguments.output_dir}"
+    print("Open the report, and compare runs in the MLflow UI:")
     print(f"  fontanel ui{shown}")
     if not beats_the_mean(pretraining.assessment("test")):
         print("The brain-age model did not beat predict-the-mean on held-out participants: this machine trains badly.")

@@ -1,7 +1,8 @@
-"""Write report.html for a run or a predictions table.
+"""Write report.html for a run, a cross-validation, or a predictions table.
 
 Examples:
   fontanel report RUN                                the run's report, written again from what it holds
+  fontanel report crossval-cross-site-0a1b2c3d       does the transfer help: the report of a cross-validation
   fontanel report predictions.csv --output r.html    a table from any software, with participant_id, target, prediction
 """
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from datamodules.base import BaseDataModule
+from datamodules.harmonisation import COMBAT, require_harmonisable
 from datamodules.protocols import Cell, Design, plan_cells, subsample
 from datamodules.splits import Split
 from evaluation.tasks import primary_of
@@ -119,6 +120,10 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
     data.read()
     frame = pd.concat([cohort.frame for cohort in data.cohorts], ignore_index=True)
     cells = plan_cells(frame, design_of(study, data), data.stratify_by)
+    for arm in study.arms:
+        if not arm.baseline and arm.arguments.get("data.harmonisation", data.harmonisation) == COMBAT:
+            for cell in cells:
+                require_harmonisable(cell.split)
     task = "binary" if isinstance(cli.model, ClassificationModule) else "regression"
     sources = _sources(study, cli, store)
     definitions = {arm.name: {**arm.definition(), **sources.get(arm.name, {})} for arm in study.arms}

@@ -9,7 +9,8 @@ Example:
 References:
     Selvaraju et al., Grad-CAM, ICCV 2017, doi:10.1109/ICCV.2017.74. Springenberg et al., Guided backpropagation, ICLR
     workshop 2015, arXiv:1412.6806. Adebayo et al., Sanity checks for saliency maps, NeurIPS 2018, arXiv:1810.03292.
-    Araujo et al., Computing receptive fields of convolutional neural networks, Distill 2019, doi:10.23915/distill.00021.
+    Araujo et al., Computing receptive fields of convolutional neural networks, Distill 2019,
+    doi:10.23915/distill.00021.
 """
 
 import copy
@@ -117,10 +118,10 @@ class Saliency:
             )
         self.method = method
         self.layer = layer
-        self._explained = _Explained(
-            copy.deepcopy(network).float(), partial(_signed, 1 if toward == "higher" else -1, score)
-        )
-        self._shapes = _Explained(copy.deepcopy(network).to("meta"), score)  # computes sizes, and nothing else
+        sign = 1 if toward == "higher" else -1
+        with torch.inference_mode(False):  # a copy that is made in it cannot record gradients
+            self._explained = _Explained(copy.deepcopy(network).float(), partial(_signed, sign, score))
+            self._shapes = _Explained(copy.deepcopy(network).to("meta"), score)  # computes sizes, and nothing else
         self._feature_maps: dict[tuple[int, ...], FeatureMap] = {}
 
     def __call__(self, image: Tensor) -> Tensor:
@@ -249,7 +250,7 @@ class _Explained(nn.Module):
         blocks = [] if has_last_channels else self.network.stages()
         groups: list[list[nn.Module]] = [*(list(block.modules()) for block in blocks), [self.last_map]]
         if layer is not None:
-            groups = [[self._named(layer)]]
+            groups = [[self._named(layer, image)]]
         seen: list[dict[str, tuple[int, ...]]] = [{} for _ in groups]
 
         def look(index: int, part: nn.Module, _inputs: object, output: object) -> None:
@@ -273,14 +274,15 @@ class _Explained(nn.Module):
                 return np.array(reached.size)
         raise AssertionError(f"{name} is not part of forward_features")
 
-    def _named(self, layer: str) -> nn.Module:
+    def _named(self, layer: str, image: Tensor) -> nn.Module:
         try:
             return self.part(layer)
         except AttributeError:
-            names = ", ".join(name for name, _ in self.network.named_modules() if name and name.count(".") < 2)
+            maps = self.feature_maps(image, None)
+            known = ", ".join(f"{name} ({'x'.join(map(str, size))})" for name, size in maps.items())
             raise ModelError(
-                f"{type(self.network).__name__} has no layer {layer!r}; it has {names} and, for the last feature map, "
-                f"{FINAL}."
+                f"{type(self.network).__name__} has no layer {layer!r}. Its blocks end in {known}; every other module "
+                "of the network can be named, too."
             ) from None
 
 
@@ -302,8 +304,7 @@ def _choose(maps: dict[str, tuple[int, ...]], layer: str | None) -> tuple[str, t
             "every block of this network leaves a single voxel of these images, so there is no map to look at. Use "
             "guided-backprop, or larger images."
         )
-    size = maps.get(layer)
-    found = "no feature map (B, F, ...)" if size is None else "a single voxel"
+    found = "a single voxel" if layer in maps else "no feature map (B, F, ...)"
     raise ModelError(f"the layer {layer!r} gives {found} for these images; name an earlier one.")
 
 

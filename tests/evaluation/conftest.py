@@ -1,4 +1,5 @@
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
@@ -6,7 +7,73 @@ import pytest
 
 from evaluation.predictions import normalise_predictions
 from evaluation.report_context import ReportContext
-from evaluation.report_tables import parts_of
+from evaluation.report_parts import parts_of
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask of a page, and refuses tags that do not close."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open, self.images, self.text, self.addresses, self.scopes, self.captions = [], [], "", [], [], 0
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.open += [] if tag in VOID else [tag]
+        self.images += [found] if tag == "img" else []
+        self.scopes += [found.get("scope")] if tag == "th" else []
+        self.captions += tag == "caption"
+        self.addresses += [value for name, value in attributes if name in {"src", "href", "action"}]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in {"style", "script"}:
+            self.text += data
+
+
+@pytest.fixture
+def parse():
+    """Read a page, as `Page` does."""
+    return Page
+
+
+@pytest.fixture
+def simulate():
+    """Make the table of a cross-site comparison: arms separate the classes by their number of standard deviations."""
+
+    def table_of(sizes, arms, repeats=2, seeds=3, protocol="cross-site"):
+        generator = np.random.default_rng(7)
+        people = [(site, f"{site}{number:03d}") for site, size in sizes.items() for number in range(size)]
+        frame = pd.DataFrame(people, columns=["site", "participant_id"])
+        frame["target"] = (np.arange(len(frame)) % 5 < 2).astype(float)
+        luck = generator.normal(size=len(frame))
+        tables = []
+        for arm, strength in arms.items():
+            for repeat, seed in np.ndindex(repeats, seeds):
+                noise = 0.8 * luck + 0.6 * generator.normal(size=len(frame))
+                score = 1 / (1 + np.exp(-(strength * (frame["target"] - 0.4) + noise)))
+                tables.append(frame.assign(arm=arm, repeat=repeat, seed=seed, prediction=score, threshold=0.45))
+        table = pd.concat(tables, ignore_index=True)
+        others = {site: "+".join(other for other in sizes if other != site) for site in sizes}
+        return table.assign(
+            protocol=protocol,
+            split="external",
+            fold=table["site"],
+            train_sites=table["site"].map(others),
+            dataset="newborns",
+            output="outcome",
+            score_0=1 - table["prediction"] ** 2,
+            score_1=table["prediction"] ** 2,
+        )
+
+    return table_of
 
 
 @pytest.fixture

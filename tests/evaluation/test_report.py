@@ -1,7 +1,6 @@
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -10,34 +9,7 @@ from matplotlib.image import imread
 from evaluation.predictions import PredictionsError
 from evaluation.report import ReportContext, render_report
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 BANNER = "phantom data: a software check, not evidence"
-
-
-class Page(HTMLParser):
-    """Collects what the tests ask of a page, and refuses tags that do not close."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open, self.images, self.text, self.addresses, self.scopes, self.captions = [], [], "", [], [], 0
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.open += [] if tag in VOID else [tag]
-        self.images += [found] if tag == "img" else []
-        self.scopes += [found.get("scope")] if tag == "th" else []
-        self.captions += tag == "caption"
-        self.addresses += [value for name, value in attributes if name in {"src", "href", "action"}]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in {"style", "script"}:
-            self.text += data
 
 
 @pytest.fixture
@@ -45,8 +17,8 @@ def page(table, context_with):
     return render_report(table, context_with(phantom=True))
 
 
-def test_page_is_whole_and_needs_no_network(page):
-    found = Page(page)
+def test_page_is_whole_and_needs_no_network(page, parse):
+    found = parse(page)
     assert all(address.startswith(("#", "data:image/svg+xml;base64,")) for address in found.addresses)
     assert {address[1:] for address in found.addresses if address[0] == "#"} <= set(re.findall(r'id="([a-z]+)"', page))
     for outside in ("http://", "https://", "url(", "@import", "<script", "<link"):
@@ -54,8 +26,8 @@ def test_page_is_whole_and_needs_no_network(page):
     assert len(page) < 1_000_000
 
 
-def test_page_is_accessible(page):
-    found = Page(page)
+def test_page_is_accessible(page, parse):
+    found = parse(page)
     assert len(found.images) == 8  # two parts of three figures, sites, learning curve
     assert all(image["alt"] for image in found.images)
     assert set(found.scopes) <= {"col", "row", "rowgroup"}
@@ -64,16 +36,16 @@ def test_page_is_accessible(page):
     assert "@media print" in page
 
 
-def test_phantom_banner_only_over_phantoms_and_a_table_alone_is_enough(table, page):
+def test_phantom_banner_only_over_phantoms_and_a_table_alone_is_enough(table, page, parse):
     assert BANNER in page
     foreign = table.loc[table["split"] == "test", ["participant_id", "target", "prediction"]]
     alone = render_report(foreign, ReportContext(title="theirs.csv", num_replicates=100))
     assert BANNER not in alone
-    assert "24 participants the mean absolute error" in Page(alone).text
+    assert "24 participants the mean absolute error" in parse(alone).text
 
 
-def test_everything_known_is_on_the_page(page):
-    text = Page(page).text
+def test_everything_known_is_on_the_page(page, parse):
+    text = parse(page).text
     for words in (
         *("60 participants", "every file verified", "scored: 24", "40.0 (9.0)"),
         *("2.14 years", "Measured on phantom", "Test (n = 24)", "External (n = 12)", "Largest errors: 10 of 36"),

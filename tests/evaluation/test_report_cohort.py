@@ -48,3 +48,14 @@ def test_cohort_is_called_by_its_datasets(table, parts_from, cohort):
     assert cohort_name(cohort, parts_from(table)) == "phantom"
     assert cohort_name(None, parts_from(table)) == "phantom"
     assert cohort_name(None, parts_from(table.drop(columns="dataset"))) == "this table"
+
+
+def test_binary_outcome_is_counted_in_events(simulate, parts_from, cohort):
+    rows = simulate({"A": 10, "B": 15}, {"scratch": 1.0}, repeats=1, seeds=2).assign(split="test")
+    parts = parts_from(rows)
+    shown = split_table(None, parts, None)
+    assert shown.columns == ["Site", "Participants", "Images", "Outcome: events"]
+    assert shown.rows == [["Test"], ["A", "10", "10", "4 (40 %)"], ["B", "15", "15", "6 (40 %)"]]
+    outcome = {"outcome": {"known": 12, "mean": 0.25, "sd": 0.4, "min": 0.0, "max": 1.0}}
+    counted = {"counts": [entry | {"targets": outcome} for entry in cohort["counts"]]}
+    assert split_table(counted, parts, None).rows[1] == ["A", "12", "13", "3 (25 %)"]

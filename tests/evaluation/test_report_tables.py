@@ -2,9 +2,9 @@ import numpy as np
 import pandas as pd
 
 from evaluation.assessment import assess
+from evaluation.report_page import facts_table
 from evaluation.report_tables import (
     correction_table,
-    facts_table,
     metrics_table,
     published_table,
     results_table,
