@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"with several processes: end all when none finishes a batch for so long (default: {STEP_TIMEOUT:.0f})",
     )
+    parser.add_argument(
+        "--pretraining-filter",
+        metavar="CONDITION",
+        help="train on the rows for which this holds, such as 'age <= 5' (the same as --data.rows)",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
     add_store_arguments(parser)
 
@@ -52,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.training import ResumePoint, RunKey, Training
 
     words = configuration_words(arguments)
+    if arguments.pretraining_filter is not None:
+        words += ["--data.rows", arguments.pretraining_filter]
     if arguments.resume is not None and arguments.config:
         return complain("--resume takes the configuration of the run; leave --config out.", WRONG_USAGE)
     if not words and arguments.resume is None:

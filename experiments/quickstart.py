@@ -85,7 +85,8 @@ def pretrain(table: Path, arguments: argparse.Namespace, store: "Store") -> "Ses
     words += ["--seed_everything", str(arguments.seed), "--data.split_seed", str(arguments.seed)]
     words += ["--trainer.devices", "1", *epochs(arguments)]
     key = RunKey(PRETRAINING, seed=arguments.seed)
-    job = Job(key, f"{FOLDER}/phantom_pretrain", tuple(words), (), table.parent / "training", {})
+    name = "training" if arguments.max_epochs is None else f"training-{arguments.max_epochs}-epochs"
+    job = Job(key, f"{FOLDER}/phantom_pretrain", tuple(words), (), table.parent / name, {})
     job.prepare(None)
     run_job(job, store, quiet=False)
     session = Session.reopen(read_contract(store.folder(str(job.run_id))), store)

@@ -127,3 +127,14 @@ def test_the_same_seed_gives_the_same_weights(tiny_cohort, tmp_path):
             load_file(store.download(store.find_run("scratch-holdout-0-r0-s3").run_id, "model/weights.safetensors"))
         )
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
+
+
+def test_a_pretraining_is_filtered_by_a_condition_and_says_so(tiny_cohort, tmp_path):
+    words = ["--pretraining-filter", "age <= 60", "--trainer.max_epochs", "1", "--arm", "young"]
+    assert fit(CONFIG, tiny_cohort, tmp_path, *words) == 0
+    store = open_store(tmp_path)
+    run_id = store.find_run("young-holdout-0-r0-s3").run_id
+    cohort = json.loads(store.download(run_id, "cohort.json").read_text(encoding="utf-8"))
+    assert cohort["rows"]["expression"] == "age <= 60"
+    assert 0 < cohort["rows"]["kept"] < cohort["rows"]["of"] == 30
+    assert max(count["targets"]["age"]["max"] for count in cohort["counts"]) <= 60
