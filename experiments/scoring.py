@@ -74,6 +74,7 @@ def score(restored: "Restored", stage: Stage, store: "Store") -> "Session | None
     Returns:
         The run, None on every process but the first.
     """
+    from experiments.lock import site_tags
     from experiments.session import Session
     from tracking.checkpoints import load_checkpoint
 
@@ -87,6 +88,8 @@ def score(restored: "Restored", stage: Stage, store: "Store") -> "Session | None
     session = Session.reopen(contract, store)
     session.keep_predictions(rows, int(load_checkpoint(checkpoint)["global_step"]))
     session.write_report()
+    for name, value in site_tags(session.predictions).items():
+        store.client.set_tag(session.run_id, name, value)
     return session
 
 

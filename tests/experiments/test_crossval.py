@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from experiments.cli import main
+from experiments.lock import site_tags, times_scored
 from tracking.store import Store
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -113,6 +114,18 @@ def small(tiny_cohort, tmp_path_factory, make_database, commands):
     command = words(write_study(output, **SMALL), tiny_cohort, output, "--launcher", "processes")
     assert commands.run_all(command, 1, output / "log") == [0], (output / "log").read_text(encoding="utf-8")
     return table_of(output)
+
+
+def test_the_store_counts_how_often_participants_were_scored(finished):
+    store = open_store(finished)
+    held_out = pd.read_parquet(result(finished) / "predictions.parquet")
+    tags = site_tags(held_out)
+    assert set(tags) == {"tested/north", "tested/south", "tested/west"}
+    before = times_scored(store, tags)
+    assert before >= 1
+    parent = (result(finished) / "parent").read_text(encoding="utf-8").strip()
+    assert times_scored(store, tags, but=[parent]) == before - 1
+    assert times_scored(store, {"tested/north": "0" * 16}) == 0
 
 
 def test_inline_gives_the_same_table_as_processes(small, tiny_cohort, tmp_path, make_database):
