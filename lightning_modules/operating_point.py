@@ -26,6 +26,7 @@ from lightning_modules.networks.encoder import ModelError
 
 Rule = Literal["youden", "sensitivity"]
 
+PRIOR_SD = 0.5  # of the logarithm of a chosen temperature: within a factor of 2.7 of 1, unless many rows say otherwise
 SMALL = 300  # validation participants below which a chosen threshold or temperature is mostly noise
 NO_THRESHOLD, NO_TEMPERATURE = 0.5, 1.0  # where nothing could be chosen
 
@@ -119,7 +120,8 @@ class OperatingPoint(nn.Module):
         self.num_participants[output] = len(rows[["dataset", "participant_id"]].drop_duplicates())
         self.has_both_classes[output] = has_both
         if "temperature" not in self.given:
-            self.temperature[output] = fit_temperature(target, raw["score_1"]) if has_both else NO_TEMPERATURE
+            found = fit_temperature(target, raw["score_1"], PRIOR_SD) if has_both else NO_TEMPERATURE
+            self.temperature[output] = found
         if self.rule is not None:
             cooled = rows.assign(prediction=self.calibrated(output, rows["score_0"], rows["score_1"]))
             prediction = cooled.groupby(list(UNIT))["prediction"].mean()

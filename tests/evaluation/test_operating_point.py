@@ -145,3 +145,15 @@ def test_nobody_called_leaves_the_predictive_value_undefined():
 @pytest.mark.parametrize(("successes", "total"), [(0, 8), (8, 8), (3, 11), (81, 263)])
 def test_wilson_agrees_with_statsmodels(successes, total):
     assert wilson(successes, total) == pytest.approx(proportion_confint(successes, total, method="wilson"), abs=1e-12)
+
+
+def test_a_prior_holds_the_temperature_of_a_few_separated_rows_and_yields_to_many():
+    few = [0] * 6 + [1] * 6, [0.2] * 6 + [0.8] * 6
+    assert fit_temperature(*few) == pytest.approx(0.05)
+    assert 0.4 < fit_temperature(*few, prior_sd=0.5) < 0.8
+    generator = np.random.default_rng(0)
+    probability = generator.uniform(0.02, 0.98, 5000)
+    target = generator.uniform(size=5000) < apply_temperature(probability, 2.0)
+    assert fit_temperature(target, probability, prior_sd=0.5) == pytest.approx(
+        fit_temperature(target, probability), rel=0.01
+    )

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from evaluation.operating_point import choose_threshold, fit_temperature
 from lightning_modules.classification import WATCHED, ClassificationModule
 from lightning_modules.networks import ModelError
+from lightning_modules.operating_point import PRIOR_SD
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
@@ -77,7 +78,7 @@ def test_learns_and_writes_rows_at_its_operating_point(make_classifier, make_tra
         assert module.eval()(images)[:, 0].tolist() == pytest.approx(rows["prediction"].tolist(), abs=1e-6)
         assert module.network(images)[:, 0].sigmoid().tolist() == pytest.approx(rows["score_1"].tolist(), abs=1e-6)
     units = rows.groupby("participant_id")[["target", "score_1", "prediction"]].mean()
-    temperature = fit_temperature(units["target"], units["score_1"])
+    temperature = fit_temperature(units["target"], units["score_1"], PRIOR_SD)
     assert module.operating_point.temperature.item() == pytest.approx(temperature, rel=1e-5)
     assert threshold == pytest.approx(choose_threshold(units["target"], units["prediction"]), rel=1e-5)
 

@@ -9,7 +9,7 @@ import torch
 
 from evaluation.operating_point import choose_threshold, fit_temperature
 from lightning_modules.networks import ModelError
-from lightning_modules.operating_point import OperatingPoint
+from lightning_modules.operating_point import PRIOR_SD, OperatingPoint
 
 
 def rows_of(target, probability, participants=None) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def test_temperature_comes_first_and_images_of_a_session_count_as_one():
     point = OperatingPoint(2)
     point.choose(1, rows)
     target, averaged = [0, 0, 1, 0, 1], [0.3, 0.01, 0.9, 0.98, 0.8]  # of a, b, c, d, e
-    temperature = fit_temperature(target, averaged)
+    temperature = fit_temperature(target, averaged, PRIOR_SD)
     assert temperature > 1.2
     assert point.temperature.tolist() == pytest.approx([1, temperature], rel=1e-6)
     cooled = 1 / (1 + np.exp(-np.log(rows["score_1"] / rows["score_0"]) / temperature))
@@ -35,11 +35,14 @@ def test_temperature_comes_first_and_images_of_a_session_count_as_one():
 
 def test_known_temperature():
     point = OperatingPoint(1)  # two log odds of 9 to 1 that come true 3 to 1: half of them
-    point.choose(0, rows_of([0, 0, 1, 0, 1, 1, 1, 0], [0.1] * 4 + [0.9] * 4))
-    assert point.temperature.item() == pytest.approx(2.0, rel=1e-5)
+    point.choose(0, rows_of([0, 0, 1, 0, 1, 1, 1, 0] * 500, ([0.1] * 4 + [0.9] * 4) * 500))  # the prior hardly counts
+    assert point.temperature.item() == pytest.approx(2.0, rel=5e-3)
     assert point.threshold.item() == pytest.approx(0.5)
     calibrated = point.calibrated(0, pd.Series([0.1, 1.0, 0.0]), pd.Series([0.9, 0.0, 1.0]))
-    assert calibrated.tolist() == pytest.approx([0.75, 0.0, 1.0])
+    assert calibrated.tolist() == pytest.approx([0.75, 0.0, 1.0], abs=1e-3)
+    few = OperatingPoint(1)
+    few.choose(0, rows_of([0, 0, 1, 1], [0.4, 0.4, 0.6, 0.6]))  # separated by chance
+    assert 0.5 < few.temperature.item() < 1
 
 
 def test_sensitivity_rule():
