@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+TINY = ["--shape", "24", "28", "24"]
 SMALL = ["--shape", "32", "36", "32", "--width", "1", "--rounds", "1"]
 
 
@@ -13,8 +14,8 @@ SMALL = ["--shape", "32", "36", "32", "--width", "1", "--rounds", "1"]
     [
         ("overhead", ["--rounds", "1", "--steps", "10"], "times less than Lightning + MLFlowLogger."),
         ("road", ["--rounds", "1"], ""),
-        ("data_path", ["--rounds", "1", "--images", "2", "--shape", "24", "28", "24"], "HELD"),
-        ("epoch", ["--images", "4", *SMALL], "HELD)."),
+        pytest.param("data_path", ["--rounds", "1", "--images", "2", *TINY], "HELD", marks=pytest.mark.slow),
+        pytest.param("epoch", ["--images", "4", *SMALL], "HELD).", marks=pytest.mark.slow),
         pytest.param("gpu", ["--anyway", "--images", "4", *SMALL], "HELD).", marks=pytest.mark.slow),
         pytest.param("memory", ["--epochs", "3", "--images", "12"], "HELD).", marks=pytest.mark.slow),
         pytest.param("settings", ["--rounds", "1", "--repeats", "1", "--threads", "1"], "", marks=pytest.mark.slow),
