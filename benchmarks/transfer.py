@@ -89,6 +89,7 @@ def pretrain(folder: Path, cohort: int, arguments: argparse.Namespace) -> None:
     words += ["--data.held_out_sites", "[]", "--data.test_fraction", "0", "--seed_everything", str(cohort)]
     words += ["--trainer.max_epochs", epochs, "--model.scheduler.T_max", epochs, "--num_threads", "1"]
     words += ["--model.network.width", str(arguments.width), "--output-dir", str(folder / "outputs")]
+    store_of(folder).answers()  # made here, so that two trainings do not both want to
     started = []
     for arm, extra in (("pretrained", []), ("permuted-age", ["--data.permute_targets", "true"])):
         mark = folder / f"{arm}.done"
@@ -105,7 +106,7 @@ def pretrain(folder: Path, cohort: int, arguments: argparse.Namespace) -> None:
 
 def cross_validate(folder: Path, table: Path, factor: str, arguments: argparse.Namespace) -> None:
     """Train on each site and test on the other, in every arm."""
-    store = Store(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}", folder / "outputs")
+    store = store_of(folder)
     words = ["--config", str(STUDY / "phantom_crossval.yaml"), "--study", f"benchmark/factor-{factor}"]
     words += ["--arms", ",".join(ARMS), "--num-seeds", str(arguments.seeds), "--data.table", str(table)]
     for arm in ("pretrained", "permuted-age"):
@@ -116,6 +117,12 @@ def cross_validate(folder: Path, table: Path, factor: str, arguments: argparse.N
     words += ["--launcher", "processes", "--num-workers", str(arguments.workers)]
     if fontanel(["crossval", *words]):
         raise SystemExit(f"the cross-validation of {table} failed; see above")
+
+
+def store_of(folder: Path) -> Store:
+    """Return the store of a cohort's runs, made where there is none."""
+    (folder / "outputs").mkdir(parents=True, exist_ok=True)
+    return Store(f"sqlite:///{folder / 'outputs' / 'mlflow.db'}", folder / "outputs")
 
 
 def newest(store: Store, arm: str) -> str:

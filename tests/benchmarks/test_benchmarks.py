@@ -27,3 +27,15 @@ def test_one_round(script, words, last):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().upper().endswith(last.upper())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_benchmark_of_transfer_ends_with_its_differences(tmp_path):
+    sizes = ["--adults", "24", "--train", "10", "--free", "10", "--width", "2"]
+    words = ["--folder", str(tmp_path), "--cohorts", "2", "--seeds", "1", "--pretrain-epochs", "1", "--epochs", "1"]
+    command = [sys.executable, "benchmarks/transfer.py", *words, *sizes]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("with the factor less without") == 2
+    assert "Bayes AUROC" in done.stdout
