@@ -12,7 +12,7 @@ from typing import Protocol, cast
 from experiments.memory import keep_freed_memory
 
 VERBS = {
-    "quickstart": "Make a phantom cohort, train, evaluate and report, in about three minutes.",
+    "quickstart": "Tell the whole story in small, on phantoms: pretrain, compare with scratch across sites, report.",
     "make-cohort": "Write a phantom cohort with known ground truth.",
     "verify": "Check every file of a cohort table and write its manifest.",
     "fit": "Train a model from a configuration file.",

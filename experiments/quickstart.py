@@ -1,4 +1,4 @@
-"""Does pretraining help? The whole question in small, on phantoms, in about five minutes.
+"""Does pretraining help? The whole question in small, on phantoms, in five to seven minutes.
 
 A brain-age model is trained on a phantom cohort of adults and tested on held-out participants and at a site it never
 saw. Then the outcome of phantom newborns after hypoxia-ischaemia is learned at one hospital and tested at the other,
