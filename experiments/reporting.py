@@ -12,12 +12,12 @@ import yaml
 
 from evaluation.gain import share_of_labels
 from evaluation.predictions import read_predictions
-from evaluation.report import render_report
-from evaluation.report_arms import describe_arms, main_arm
-from evaluation.report_context import CrossvalContext, ReportContext, gain_from_json
-from evaluation.report_crossval import render_crossval
-from evaluation.report_page import Table
-from evaluation.report_participants import Characteristic, characteristics_table, subgroup_frame
+from evaluation.report.arms import describe_arms, main_arm
+from evaluation.report.context import CrossvalContext, ReportContext, gain_from_json
+from evaluation.report.crossval import render_crossval
+from evaluation.report.page import Table
+from evaluation.report.participants import Characteristic, characteristics_table, subgroup_frame
+from evaluation.report.run import render_report
 from tracking.environment import environment_facts
 from tracking.files import write_file
 from tracking.redaction import redact_yaml

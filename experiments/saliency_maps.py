@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from datamodules.preprocessing import Volume, read_volume, to_native
-from evaluation.figures_saliency import Case, contact_sheet, energy_against_chance, overlay, through_maximum
+from evaluation.figures.saliency import Case, contact_sheet, energy_against_chance, overlay, through_maximum
 from evaluation.saliency import energy_inside
 from experiments.predict import predict
 from experiments.runtime import ConfigurationError, Restored

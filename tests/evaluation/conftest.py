@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from evaluation.predictions import normalise_predictions
-from evaluation.report_context import ReportContext
-from evaluation.report_parts import parts_of
+from evaluation.report.context import ReportContext
+from evaluation.report.parts import parts_of
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
