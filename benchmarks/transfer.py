@@ -28,7 +28,7 @@ from experiments.cli import main as fontanel
 from tracking.store import Store
 
 STUDY = Path(__file__).parent.parent / "experiments" / "age2hie"
-ARMS = ("scratch", "scratch-again", "pretrained", "permuted-age")
+ARMS = ("scratch", "pretrained", "permuted-age")
 FACTORS = {"on": "cohort.tsv", "off": "cohort_shared-factor-off.tsv"}
 SHAPE = ("32", "40", "32")
 REFERENCES = ("scratch", "permuted-age")
