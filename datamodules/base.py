@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from datamodules.artefacts import TorchioTransforms
 from datamodules.augmentation import Augmentation, sample_key
 from datamodules.cache import VolumeCache
-from datamodules.cohort import Cohort, CohortError, participant_key
+from datamodules.cohort import Cohort, CohortError, participant_key, stack_rows
 from datamodules.controls import permute_targets
 from datamodules.dataset import CohortDataset, CohortLoader, KeySampler, Sample, collate
 from datamodules.facts import count_samples, describe_cohorts
@@ -193,7 +193,7 @@ class BaseDataModule(HarmonisedDataModule):
         self.read()
         if self.split is not None:
             return
-        frame = pd.concat([cohort.frame for cohort in self.cohorts], ignore_index=True)
+        frame = stack_rows(self.cohorts)
         if self.split_file is not None:
             self.split = Split.read(self.split_file)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ __all__ = [
     "participant_key",
     "read_cohort",
     "schema_path",
+    "stack_rows",
 ]
 
 
@@ -74,6 +76,11 @@ class Cohort:
         if reason:
             raise CohortError.single(f"{self.table.name}: '{shorten(relative)}' {reason}", "path_escape")
         return self.root / relative
+
+
+def stack_rows(cohorts: Sequence[Cohort]) -> pd.DataFrame:
+    """Return the rows of several cohorts, one cohort after the other, numbered from 0."""
+    return pd.concat([cohort.frame for cohort in cohorts], ignore_index=True)
 
 
 def participant_key(dataset: str, participant_id: str) -> str:

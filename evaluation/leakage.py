@@ -56,6 +56,12 @@ class Finding:
             "advice": self.advice,
         }
 
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Finding":
+        """Return the finding that `as_dict` was taken from; a null becomes NaN again."""
+        numbers = {name: math.nan if value is None else value for name, value in content["numbers"].items()}
+        return cls(**{**content, "numbers": numbers})
+
 
 @dataclass(frozen=True)
 class Association:

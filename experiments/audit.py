@@ -20,6 +20,7 @@ null}, "advice": TEXT}]}; ok is false when there is a leak.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -127,7 +128,7 @@ def find_pretraining(source: str, arguments: argparse.Namespace) -> "Pretraining
 
 
 def examine(
-    datamodule: "BaseDataModule", study: "Study | None", pretrainings: "list[Pretraining]", num_permutations: int
+    datamodule: "BaseDataModule", study: "Study | None", pretrainings: "Sequence[Pretraining]", num_permutations: int
 ) -> "list[Finding]":
     """Run every check.
 

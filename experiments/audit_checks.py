@@ -22,6 +22,7 @@ from evaluation.leakage import (
     site_only_auc,
     variance_explained,
 )
+from evaluation.wording import count_text
 from experiments.audit_facts import FILE_SIZE, CohortFacts
 from experiments.leakage import MAXIMUM_NAMES
 
@@ -65,6 +66,9 @@ def check_groups(facts: CohortFacts, group_by: str | None) -> list[Finding]:
         if not found:
             findings.append(Finding(check, "ok", f"None of the {number} values is in two parts.", numbers))
             continue
+        if facts.rows[name].nunique() == 1 and name != group_by:
+            findings.append(Finding(check, "ok", f"Everybody has the same, {found[0]}: it ties nobody.", numbers))
+            continue
         said = f"{len(found)} of {number} values are in two parts: {name_some(found)}."
         if name == group_by:
             findings.append(Finding(check, "leak", said, numbers, "Draw the split anew; leave data.split_file out."))
@@ -85,10 +89,11 @@ def check_duplicates(facts: CohortFacts) -> Finding:
     numbers = {"images": len(images), "duplicated": len(sets), "across_splits": len(across)}
     if across:
         named = name_some([f"[{sets[voxels]}]" for voxels in across])
-        said = f"{len(across)} scans stand in two parts, voxel for voxel, under other names: {named}."
+        said = f"{count_text(len(across), 'scan')} in two parts, voxel for voxel, under other names: {named}."
         return Finding(check, "leak", said, numbers, "Find out whose they are, and remove the other rows.")
     if sets:
-        said = f"{len(sets)} scans stand in several rows: {name_some([f'[{names}]' for names in sets.values()])}."
+        named = name_some([f"[{names}]" for names in sets.values()])
+        said = f"{count_text(len(sets), 'scan')} in several rows: {named}."
         return Finding(check, "warning", said, numbers, "Find out whose they are, and remove the other rows.")
     return Finding(check, "ok", f"No two of {len(images)} images have the same voxels.", numbers)
 

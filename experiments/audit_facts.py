@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from datamodules.base import BaseDataModule
-from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort
+from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort, stack_rows
 from datamodules.inspection import FileFacts
 from datamodules.preprocessing import read_volume
 from datamodules.protocols import UNUSED, plan_cells
@@ -78,7 +78,7 @@ def gather(datamodule: BaseDataModule, study: Study | None) -> CohortFacts:
     identities = list(dict.fromkeys(name for cohort in datamodule.cohorts for name in identity_columns(cohort)))
     if datamodule.group_by is not None and datamodule.group_by not in identities:
         identities.append(datamodule.group_by)
-    frame = pd.concat([cohort.frame for cohort in datamodule.cohorts], ignore_index=True)
+    frame = stack_rows(datamodule.cohorts)
     rows = frame.reindex(columns=["image_id", "site", *datamodule.targets, *identities])
     rows = rows.assign(key=participant_keys(frame)).fillna(dict.fromkeys(identities, ""))
     rows = rows.astype(dict.fromkeys(datamodule.targets, np.float64))

@@ -12,27 +12,31 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from evaluation.leakage import Finding
+from evaluation.wording import count_text
+from experiments.audit import NUM_PERMUTATIONS, examine
 from experiments.cli import DONE, FAILED
 from experiments.conclusion import REPORT, TABLE, Conclusion, print_conclusion
 from experiments.jobs import FOLDS, Job
 from experiments.launcher import LAUNCHERS, Launcher, Progress, Watcher, run_jobs
+from experiments.leakage import LeakageError
 from experiments.lock import LOCK
 from experiments.runtime import ConfigurationError
 from experiments.study import Study, closest
-from experiments.workplan import BASE, Workplan, make_workplan
+from experiments.workplan import BASE, SOURCE_HASH, Workplan, make_workplan
 from tracking.environment import environment_facts
-from tracking.files import write_file
+from tracking.files import read_json, write_file, write_json
 from tracking.interruption import Interrupted
 from tracking.logger import RunLogger
 from tracking.progress import PLAIN_INTERVAL
-from tracking.store import RunStatus, Store
+from tracking.store import PARENT_TAG, RunStatus, Store
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+AUDIT = "audit.json"
 FEW = 300  # validation participants, below which a threshold is mostly noise
 PARENT = "parent"
-PARENT_TAG = "mlflow.parentRunId"
 
 
 class StudyWarning(UserWarning):
@@ -98,14 +102,36 @@ class Campaign:
             tags = {PARENT_TAG: parent.run_id, "crossval": self.workplan.name}
             jobs = self.workplan.prepare_jobs(tags)
             self.workplan.cli.datamodule.prepare_data()
+            findings = self._audit(parent)
             progress = self._work(jobs, launcher, num_workers)
             if progress.failed:
                 return self._report_failures(progress)
-            conclusion = Conclusion(self.workplan, self.store, jobs)
+            conclusion = Conclusion(self.workplan, self.store, jobs, findings)
             conclusion.conclude(parent)
         print_conclusion(conclusion)
         print(f"Run {parent.run_id} of {self.workplan.study.name}. Report: {self.workplan.folder / REPORT}")
         return DONE
+
+    def _audit(self, parent: RunLogger) -> list[Finding]:
+        """Look for leakage before anything is trained, once for each set of pretrained weights.
+
+        Raises:
+            LeakageError: There is some.
+        """
+        plan, path = self.workplan, self.workplan.folder / AUDIT
+        about = {arm: source[SOURCE_HASH] for arm, source in plan.sources.items()}
+        known = read_json(path) if path.is_file() else {}
+        if known.get("sources") != about:
+            findings = examine(plan.cli.datamodule, plan.study, plan.pretrainings, NUM_PERMUTATIONS)
+            known = {"sources": about, "findings": [finding.as_dict() for finding in findings]}
+            write_json(path, known)
+            parent.log_json(AUDIT, known)
+        findings = [Finding.from_dict(one) for one in known["findings"]]
+        if leaks := [f"{one.found} {one.advice}" for one in findings if one.status == "leak"]:
+            raise LeakageError(" ".join(leaks))
+        warned = sum(one.status == "warning" for one in findings)
+        sys.stderr.write(f"Leakage audit: no leak, {count_text(warned, 'warning')}; the report lists what was found.\n")
+        return findings
 
     def _work(self, jobs: Sequence[Job], launcher: Launcher, num_workers: int | None) -> Progress:
         again = "interrupted; repeat the same command to go on: what is finished is kept."

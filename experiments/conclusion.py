@@ -1,6 +1,5 @@
 """What a finished cross-validation says: its table, the metrics of its arms, their gains, and the report."""
 
-import json
 import math
 import shutil
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import pandas as pd
 from evaluation.assessment import assess
 from evaluation.estimate import Estimate
 from evaluation.gain import Gain, gains
+from evaluation.leakage import Finding
 from evaluation.predictions import KEY, write_predictions
 from evaluation.tasks import metrics_of
 from experiments.jobs import Job
@@ -20,7 +20,7 @@ from experiments.lock import LOCK, site_tags
 from experiments.reporting import write_crossval_report
 from experiments.study import REFERENCE
 from experiments.workplan import Workplan
-from tracking.files import write_file
+from tracking.files import write_json
 from tracking.logger import RunLogger
 from tracking.store import Store
 
@@ -41,11 +41,13 @@ class Conclusion:
         workplan: What was planned.
         store: Where its runs are kept.
         jobs: What was done.
+        findings: Of the leakage audit.
     """
 
     workplan: Workplan
     store: Store
     jobs: Sequence[Job]
+    findings: Sequence[Finding]
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -104,11 +106,13 @@ class Conclusion:
         parent.log_artifact(parent.folder / TABLE)
         parent.log_metrics(self.parent_metrics(), step=0)
         document = self.document()
-        write_file(folder / CONCLUSION, (json.dumps(document, indent=1) + "\n").encode())
+        write_json(folder / CONCLUSION, document)
         parent.log_json(CONCLUSION, document)
         parent.log_text(LOCK, (folder / LOCK).read_text(encoding="utf-8"))  # arms may have been added
         parent.release()
-        report = write_crossval_report(self.workplan, self.store, self, parent.run_id, parent.folder / REPORT)
+        report = write_crossval_report(
+            self.workplan, self.store, self, parent.run_id, parent.folder / REPORT, self.findings
+        )
         parent.log_artifact(report)
         shutil.copyfile(report, folder / REPORT)
         for name, value in site_tags(self.held_out).items():

@@ -5,7 +5,6 @@ others, at its best epoch; from all of these out-of-fold scores together come th
 from the best epochs their median. The job then trains on everybody, that long. No test participant is touched.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from datamodules.cohort import participant_key
+from datamodules.cohort import participant_key, stack_rows
 from datamodules.protocols import UNUSED, Design, plan_cells
 from datamodules.splits import Split
 from evaluation.operating_point import pooled_operating_point
@@ -24,7 +23,7 @@ from evaluation.predictions import UNIT
 from experiments.runtime import ConfigurationError, FontanelCLI, locate_weights
 from experiments.study import as_word
 from lightning_modules.classification import ClassificationModule
-from tracking.files import make_private_folder, write_file
+from tracking.files import make_private_folder, read_json, write_json
 from tracking.interruption import Interrupted
 from tracking.store import Store
 
@@ -47,8 +46,8 @@ def inner_words(words: Sequence[str], folder: Path, num_folds: int, store: Store
         split = Split.read(folder / FOLDS)
         choice = _choose(words, split, inner, num_folds, store)
         _merged(split).write(inner / FOLDS)
-        write_file(inner / CHOICE, (json.dumps(choice, indent=1) + "\n").encode())
-    chosen = json.loads((inner / CHOICE).read_text(encoding="utf-8"))
+        write_json(inner / CHOICE, choice)
+    chosen = read_json(inner / CHOICE)
     given = [word for name, value in chosen["words"].items() for word in (f"--{name}", as_word(value))]
     return [*words, "--data.split_file", str(inner / FOLDS), *given]
 
@@ -57,7 +56,7 @@ def _choose(words: Sequence[str], split: Split, folder: Path, num_folds: int, st
     cli = FontanelCLI(words)
     data = cli.datamodule
     data.read()
-    frame = pd.concat([cohort.frame for cohort in data.cohorts], ignore_index=True)
+    frame = stack_rows(data.cohorts)
     for number, inner in enumerate(_inner_splits(split, frame, data.stratify_by, data.group_by, num_folds)):
         if not (folder / f"{number}-{ROWS}").is_file():
             inner.write(folder / f"{number}-{FOLDS}")

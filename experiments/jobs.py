@@ -4,7 +4,6 @@ A job leaves in its folder `folds.json` (who is in which part), `run.json` (its 
 `predictions.parquet` with `done.json`: a job with the latter is never done again.
 """
 
-import json
 import os
 import time
 import warnings
@@ -28,7 +27,7 @@ from experiments.training import ResumePoint, RunKey, Training
 from lightning_modules.operating_point import OperatingPointWarning
 from tracking.checkpoints import CheckpointError
 from tracking.contract import newest_whole
-from tracking.files import write_file
+from tracking.files import read_json, write_json
 from tracking.interruption import Interrupted
 from tracking.store import Store
 
@@ -75,7 +74,7 @@ class Job:
     def run_id(self) -> str | None:
         """Its run, None before it was started."""
         path = self.folder / RUN
-        return json.loads(path.read_text(encoding="utf-8"))["run_id"] if path.is_file() else None
+        return str(read_json(path)["run_id"]) if path.is_file() else None
 
     def predictions(self) -> pd.DataFrame:
         """Return its rows of the predictions table."""
@@ -90,12 +89,12 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         if split is not None and not (self.folder / FOLDS).is_file():
             split.write(self.folder / FOLDS)
-        _write_json(self.folder / JOB, {**asdict(self), "folder": None})
+        write_json(self.folder / JOB, {**asdict(self), "folder": None})
 
     @classmethod
     def read(cls, folder: Path) -> "Job":
         """Return the job that was prepared in a folder."""
-        content: dict[str, Any] = json.loads((folder / JOB).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(folder / JOB)
         lists = {name: tuple(content[name]) for name in ("words", "baseline")}
         return cls(**{**content, **lists, "key": RunKey(**content["key"]), "folder": folder})
 
@@ -126,7 +125,7 @@ def _run(job: Job, store: Store, quiet: bool) -> None:
         return
     training = _training(job, cli, point, store)
     if training.run_id:
-        _write_json(job.folder / RUN, {"run_id": training.run_id})
+        write_json(job.folder / RUN, {"run_id": training.run_id})
     if job.baseline:
         rows, facts = baseline_rows(cli, job.baseline)
         training.record("baseline.json", facts)
@@ -140,7 +139,7 @@ def _run(job: Job, store: Store, quiet: bool) -> None:
     session = Session.reopen(training.contract, store, num_replicates=0)
     session.keep_predictions(rows, step)
     write_predictions(session.predictions, job.folder / PREDICTIONS)
-    _write_json(job.folder / DONE, {"run_id": session.run_id, "seconds": round(time.time() - started, 3)})
+    write_json(job.folder / DONE, {"run_id": session.run_id, "seconds": round(time.time() - started, 3)})
 
 
 def resume_point(job: Job, store: Store) -> ResumePoint | None:
@@ -184,7 +183,3 @@ def configured(job: Job, store: Store) -> FontanelCLI:
     cli = FontanelCLI(words)
     cli.datamodule.assign_splits(unknown="unused")
     return cli
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_file(path, (json.dumps(content, indent=1, default=str) + "\n").encode())

@@ -17,7 +17,7 @@ import pandas as pd
 
 from datamodules.cohort import participant_key
 from experiments.runtime import ConfigurationError
-from tracking.files import write_file
+from tracking.files import read_json, write_json
 from tracking.params import valid_name
 from tracking.store import Store
 
@@ -66,7 +66,7 @@ class AnalysisLock:
         path = folder / LOCK
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         locked = _read(path)._extended(self, now) if path.is_file() else replace(self, locked=now)
-        write_file(path, (json.dumps({**asdict(locked), "identity": self.identity}, indent=1) + "\n").encode())
+        write_json(path, {**asdict(locked), "identity": self.identity})
         return locked
 
     def _extended(self, other: "AnalysisLock", now: str) -> "AnalysisLock":
@@ -90,7 +90,7 @@ class AnalysisLock:
 
 
 def _read(path: Path) -> AnalysisLock:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     content.pop("identity")
     return AnalysisLock(**{**content, "deviations": tuple(content["deviations"])})
 

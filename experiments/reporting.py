@@ -1,6 +1,5 @@
 """From a run of the store, a cross-validation, or a predictions table alone, to report.html."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,11 +14,12 @@ from evaluation.predictions import read_predictions
 from evaluation.report.arms import describe_arms, main_arm
 from evaluation.report.context import CrossvalContext, ReportContext, gain_from_json
 from evaluation.report.crossval import render_crossval
-from evaluation.report.page import Table
+from evaluation.report.page import Picture, Table
 from evaluation.report.participants import Characteristic, characteristics_table, subgroup_frame
 from evaluation.report.run import render_report
+from experiments.saliency import TAG as SALIENCY_TAG
 from tracking.environment import environment_facts
-from tracking.files import write_file
+from tracking.files import read_json, write_json
 from tracking.redaction import redact_yaml
 from tracking.store import StoreError
 
@@ -53,8 +53,9 @@ def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
     study = store.client.get_experiment(run.info.experiment_id).name
     if run.data.tags.get("kind") == CROSSVAL:
         recorded = _recorded_context(store, run_id, study, run.info.run_name)
+        recorded = replace(recorded, saliency=saliency_pictures(store, _explained_children(store, run_id)))
         return write_page(render_crossval(_predictions(store, run_id), recorded), path)
-    cohort = json.loads(store.download(run_id, "cohort.json").read_text(encoding="utf-8"))
+    cohort = read_json(store.download(run_id, "cohort.json"))
     context = ReportContext(
         title=f"{study}: {run.info.run_name}",
         question=question(cohort, run.data.tags),
@@ -63,11 +64,12 @@ def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
         run_id=run_id,
         protocol=run.data.tags["protocol"],
         cohort=cohort,
-        split=json.loads(store.download(run_id, "folds.json").read_text(encoding="utf-8")),
+        split=read_json(store.download(run_id, "folds.json")),
         config_yaml=store.download(run_id, "config.yaml").read_text(encoding="utf-8"),
-        environment=json.loads(store.download(run_id, "environment.json").read_text(encoding="utf-8")),
+        environment=read_json(store.download(run_id, "environment.json")),
         history=history(store, run_id),
         published=published_values(study),
+        saliency=saliency_pictures(store, [(run_id, run.info.run_name)] if SALIENCY_TAG in run.data.tags else []),
         phantom=bool(cohort["phantom"]),
     )
     return write_page(render_report(_predictions(store, run_id), context), path)
@@ -93,8 +95,7 @@ def write_crossval_report(
     """
     context = _context_of(workplan, store, conclusion, parent_run_id, findings)
     record = path.with_name(RECORD)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    write_file(record, (json.dumps(context.as_json(), indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(record, context.as_json())
     store.log_artifact(parent_run_id, record)
     return write_page(render_crossval(conclusion.held_out, context), path)
 
@@ -142,13 +143,14 @@ def _context_of(
         cohort=cohort,
         characteristics=_characteristics(workplan, known),
         subgroups=_subgroups(workplan, conclusion.held_out),
-        lock=json.loads((workplan.folder / LOCK).read_text(encoding="utf-8")),
+        lock=read_json(workplan.folder / LOCK),
         times_scored=1 + times_scored(store, site_tags(conclusion.held_out), but=mine),
         ledgers=_ledgers(store, conclusion.jobs, workplan.sources),
         findings=findings,
         published=published_values(study.name),
         config_yaml=redact_yaml((workplan.folder / BASE).read_text(encoding="utf-8")),
         environment=environment_facts(),
+        saliency=saliency_pictures(store, _explained_children(store, parent_run_id)),
         phantom=bool(facts["phantom"]),
         unit=data.target_unit(target) if workplan.task == "regression" else None,
     )
@@ -158,10 +160,10 @@ def _recorded_context(store: "Store", run_id: str, study: str, run_name: str) ->
     """Return what the run of a cross-validation recorded for its report, or what its other artifacts say."""
     record = _artifact(store, run_id, RECORD)
     if record is not None:
-        context = CrossvalContext.from_json(json.loads(record.read_text(encoding="utf-8")))
+        context = CrossvalContext.from_json(read_json(record))
         return replace(context, created=datetime.now(UTC))
     documents = {name: _artifact(store, run_id, f"{name}.json") for name in ("lock", "folds", "conclusion")}
-    found = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in documents.items() if path is not None}
+    found = {name: read_json(path) for name, path in documents.items() if path is not None}
     lock, gains = found.get("lock", {}), found.get("conclusion", {}).get("gains")
     environment, config = (_artifact(store, run_id, name) for name in ("environment.json", "config.yaml"))
     return CrossvalContext(
@@ -177,7 +179,7 @@ def _recorded_context(store: "Store", run_id: str, study: str, run_name: str) ->
         lock={**lock, "deviations": found.get("conclusion", {}).get("deviations", lock.get("deviations", []))},
         published=published_values(study),
         config_yaml=None if config is None else config.read_text(encoding="utf-8"),
-        environment=None if environment is None else json.loads(environment.read_text(encoding="utf-8")),
+        environment=None if environment is None else read_json(environment),
     )
 
 
@@ -231,8 +233,27 @@ def _ledgers(store: "Store", jobs: "Sequence[Job]", sources: Mapping[str, Any]) 
         if arm in sources and arm not in found and job.run_id is not None:
             path = _artifact(store, job.run_id, "transfer.json")
             if path is not None:
-                found[arm] = json.loads(path.read_text(encoding="utf-8"))
+                found[arm] = read_json(path)
     return found
+
+
+def saliency_pictures(store: "Store", runs: Sequence[tuple[str, str]]) -> list[Picture]:
+    """Return what reports show of the saliency maps of some runs.
+
+    Args:
+        store: Where the runs are.
+        runs: MLflow's id and the name of each.
+    """
+    from experiments import saliency
+
+    return [
+        picture for run_id, name in runs for picture in saliency.pictures(store.download(run_id, saliency.FOLDER), name)
+    ]
+
+
+def _explained_children(store: "Store", run_id: str) -> list[tuple[str, str]]:
+    found = store.children(run_id, SALIENCY_TAG, "true")
+    return [(child.run_id, child.name) for child in sorted(found, key=lambda child: child.name)]
 
 
 def _artifact(store: "Store", run_id: str, name: str) -> Path | None:

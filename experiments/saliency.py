@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from datamodules.base import BaseDataModule
     from datamodules.dataset import Sample
+    from evaluation.report.page import Picture
     from experiments.runtime import Restored
     from tracking.store import Store
 
@@ -28,6 +29,7 @@ PASSES_ON = True  # words this parser does not know belong to the configuration
 METHODS = ("grad-cam", "guided-backprop", "guided-grad-cam")
 TABLE = "saliency.tsv"
 FOLDER = "saliency"  # among the artifacts of a run
+TAG = "saliency"  # of a run that has some
 HELD_OUT = ("test", "external")
 
 
@@ -167,14 +169,7 @@ def describe(rows: "pd.DataFrame", mask: str | None) -> str:
     if len(rows) > 20:
         lines.append(f"... {len(rows)} rows")
     if mask:
-        known = rows[rows["foreground_energy"].notna()]
-        energy, chance = known["foreground_energy"], known["foreground_chance"]
-        lines.append(
-            f"Share of the map inside {mask}, of what is in the foreground: {energy.mean():.3f} on average, and "
-            f"{chance.mean():.3f} by chance; above chance in {(energy > chance).sum()} of {len(known)}."
-            if len(known)
-            else f"No participant has both a map and a {mask}."
-        )
+        lines.append(agreement(rows, mask))
     if nothing := int((rows["maximum"] == 0).sum()):
         lines.append(f"{nothing} of {len(rows)} maps are 0 everywhere: nothing in these images speaks for it.")
     if trained := int(rows["split"].isin(["train", "val"]).sum()):
@@ -182,10 +177,56 @@ def describe(rows: "pd.DataFrame", mask: str | None) -> str:
     return "\n".join(lines)
 
 
+def agreement(rows: "pd.DataFrame", mask: str) -> str:
+    """Return in a sentence how much of the maps lies inside a mask, beside what chance would put there."""
+    known = rows[rows["foreground_energy"].notna()]
+    if known.empty:
+        return f"No participant has both a map and a {mask}."
+    energy, chance = known["foreground_energy"], known["foreground_chance"]
+    return (
+        f"Share of the map inside {mask}, of what is in the foreground: {energy.mean():.3f} on average, and "
+        f"{chance.mean():.3f} by chance; above chance in {(energy > chance).sum()} of {len(known)}."
+    )
+
+
+def pictures(folder: Path, run_name: str) -> "list[Picture]":
+    """Return what a report shows of a run's maps: its summaries, and how they compare with chance.
+
+    Args:
+        folder: Its artifacts of this kind: table and summaries.
+        run_name: What captions call the run.
+    """
+    import pandas as pd
+
+    from evaluation.report.page import Picture, png_data_uri
+    from evaluation.wording import count_text
+    from experiments.saliency_maps import NAMES, Request
+
+    table = pd.read_csv(folder / TABLE, sep="\t", keep_default_na=False, na_values=[""])
+    found = []
+    for _, rows in table.groupby(["output", "method", "toward"], sort=False):
+        first = rows.iloc[0]
+        request, mask = Request(folder, first["method"], first["toward"]), str(rows["mask"].fillna("").iloc[0])
+        people = count_text(rows["participant_id"].nunique(), "participant")
+        parts = " and ".join(sorted(set(rows["split"])))
+        what = f"{NAMES[request.method]} of {first['output']} in {people} ({parts}), run {run_name}"
+        inside = f" {agreement(rows, mask)}" if mask else ""
+        captions = {
+            "summary": f"What makes the prediction {request.toward}: {what}. Light is important.{inside}",
+            "energy": f"Each participant's share of the map inside {mask}, beside chance: {what}.",
+        }
+        for kind, caption in captions.items():
+            path = request.path(kind, first["output"], ".png")
+            if path.is_file():
+                width = "full" if kind == "summary" else "half"
+                found.append(Picture(png_data_uri(path), f"{kind} of {what}", caption, width))
+    return found
+
+
 def keep(restored: "Restored", store: "Store", files: Sequence[Path]) -> None:
     """Add files to the artifacts of the run; a checkpoint may be of a run that this store does not have."""
     from experiments.session import Session
-    from tracking.store import StoreError
+    from tracking.store import PARENT_TAG, StoreError
 
     try:
         run_id = store.find_run(Session.reopen(restored.contract, store).run_id).run_id
@@ -194,4 +235,7 @@ def keep(restored: "Restored", store: "Store", files: Sequence[Path]) -> None:
         return
     for file in files:
         store.log_artifact(run_id, file, FOLDER)
+    store.client.set_tag(run_id, TAG, "true")
     print(f"Added to run {run_id}: {FOLDER}/ with {', '.join(file.name for file in files)}")
+    shown = store.client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
+    print(f"A report shows them when it is written again: fontanel report {shown}")

@@ -11,18 +11,19 @@ from typing import Any
 import pandas as pd
 
 from datamodules.base import BaseDataModule
+from datamodules.cohort import stack_rows
 from datamodules.harmonisation import COMBAT, require_harmonisable
 from datamodules.protocols import Cell, Design, plan_cells, subsample
 from datamodules.splits import Split
 from evaluation.tasks import primary_of
 from experiments.jobs import FOLDS, Job
-from experiments.leakage import read_pretraining, require_disjoint
+from experiments.leakage import Pretraining, read_pretraining, require_disjoint
 from experiments.lock import AnalysisLock
 from experiments.runtime import FontanelCLI, locate_weights
 from experiments.study import SOURCE, Arm, Study
 from experiments.training import RunKey
 from lightning_modules.classification import ClassificationModule
-from tracking.files import make_private_folder, write_file
+from tracking.files import make_private_folder, write_file, write_json
 from tracking.store import Store
 
 FOLDER = "crossval"  # in the output folder
@@ -43,6 +44,7 @@ class Workplan:
         cli: Configuration and cohort that all arms share.
         frame: Rows of the cohort.
         sources: Arm -> file and hash of its pretrained weights.
+        pretrainings: What the pretrained weights were trained on.
         num_threads: Threads of each job.
     """
 
@@ -54,6 +56,7 @@ class Workplan:
     cli: FontanelCLI
     frame: pd.DataFrame
     sources: Mapping[str, Mapping[str, str]]
+    pretrainings: Sequence[Pretraining]
     num_threads: int
 
     @property
@@ -118,14 +121,14 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
     cli = FontanelCLI(["--config", str(study.base), *words])
     data = cli.datamodule
     data.read()
-    frame = pd.concat([cohort.frame for cohort in data.cohorts], ignore_index=True)
+    frame = stack_rows(data.cohorts)
     cells = plan_cells(frame, design_of(study, data), data.stratify_by)
     for arm in study.arms:
         if not arm.baseline and arm.arguments.get("data.harmonisation", data.harmonisation) == COMBAT:
             for cell in cells:
                 require_harmonisable(cell.split)
     task = "binary" if isinstance(cli.model, ClassificationModule) else "regression"
-    sources = _sources(study, cli, store)
+    sources, pretrainings = _sources(study, cli, store)
     definitions = {arm.name: {**arm.definition(), **sources.get(arm.name, {})} for arm in study.arms}
     config = cli.resolved()
     lock = AnalysisLock(
@@ -133,7 +136,7 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
         study.protocol,
         study.primary_metric or primary_of(task),
         _hash([[cell.repeat, cell.fold, cell.split.hash] for cell in cells]),
-        _hash([config, study.num_inner_folds, num_threads, cli.seed]),
+        _hash([config, [cohort.sha256 for cohort in data.cohorts], study.num_inner_folds, num_threads, cli.seed]),
         study.num_seeds,
         {f"{name}{_suffix(share)}": d for name, d in definitions.items() for share in study.label_fractions},
     )
@@ -142,7 +145,7 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
     locked = lock.enter(folder)
     write_file(folder / BASE, config.encode())
     _freeze(cells, folder / FOLDS)
-    return Workplan(study, task, folder, locked, cells, cli, frame, sources, num_threads)
+    return Workplan(study, task, folder, locked, cells, cli, frame, sources, pretrainings, num_threads)
 
 
 def design_of(study: Study, data: BaseDataModule) -> Design:
@@ -160,17 +163,23 @@ def design_of(study: Study, data: BaseDataModule) -> Design:
     )
 
 
-def _sources(study: Study, cli: FontanelCLI, store: Store) -> dict[str, dict[str, str]]:
-    """Return file and hash of the pretrained weights of each arm; refuse what was pretrained on this cohort."""
+def _sources(study: Study, cli: FontanelCLI, store: Store) -> tuple[dict[str, dict[str, str]], list[Pretraining]]:
+    """Return file and hash of the pretrained weights of each arm, and where they come from.
+
+    Raises:
+        LeakageError: A participant of the cohort was pretrained on.
+    """
     found: dict[str, dict[str, str]] = {}
+    pretrainings: list[Pretraining] = []
     for arm in study.arms:
         if arm.source is None:
             continue
         path = locate_weights(arm.source, store)
         locate = partial(locate_weights, store=store)
-        require_disjoint(read_pretraining(path, name=arm.source, locate=locate), cli.datamodule)
+        pretrainings.append(read_pretraining(path, name=arm.name, locate=locate))
+        require_disjoint(pretrainings[-1], cli.datamodule)
         found[arm.name] = {"path": str(path), SOURCE_HASH: hashlib.sha256(path.read_bytes()).hexdigest()}
-    return found
+    return found, pretrainings
 
 
 def _suffix(share: float) -> str:
@@ -184,4 +193,4 @@ def _hash(content: Any) -> str:  # noqa: ANN401 - JSON
 def _freeze(cells: Sequence[Cell], path: Path) -> None:
     """Write all folds to one file, for those who want to use the same elsewhere."""
     content = [{"repeat": cell.repeat, "fold": cell.fold, **cell.split.as_dict()} for cell in cells]
-    write_file(path, (json.dumps({"format": 1, "cells": content}, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(path, {"format": 1, "cells": content})

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -48,6 +49,16 @@ def write_file(target: Path, content: bytes) -> None:
         file.write(content)
         sync(file)
         replace(temporary, target)
+
+
+def write_json(target: Path, content: Any) -> None:  # noqa: ANN401 - JSON
+    """Write a file of JSON whole or not at all; what JSON does not know is written as text."""
+    write_file(target, f"{json.dumps(content, indent=1, ensure_ascii=False, default=str)}\n".encode())
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
+    """Return what a file of JSON holds."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager

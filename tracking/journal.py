@@ -8,14 +8,14 @@ A run's folder holds `run.json` (study, name, tags), `journal.jsonl` (one record
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tracking.files import make_private_folder, write_file
+from tracking.files import make_private_folder, read_json, write_json
 from tracking.store import Point, StoreError
 
 Record = Point | dict[str, Any]
@@ -146,24 +146,24 @@ def last_status(folder: Path) -> str | None:
 
 def write_start(folder: Path, start: RunStart) -> None:
     """Keep what a run is started with."""
-    _write_json(folder / _RUN, asdict(start))
+    write_json(folder / _RUN, asdict(start))
 
 
 def read_start(folder: Path) -> RunStart | None:
     """Return what a run was started with, None if the folder is no run of ours."""
     path = folder / _RUN
-    return RunStart(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return RunStart(**read_json(path)) if path.is_file() else None
 
 
 def write_cursor(folder: Path, cursor: Cursor) -> None:
     """Keep how far a journal has been delivered."""
-    _write_json(folder / _CURSOR, asdict(cursor))
+    write_json(folder / _CURSOR, asdict(cursor))
 
 
 def read_cursor(folder: Path) -> Cursor:
     """Return how far a journal has been delivered."""
     path = folder / _CURSOR
-    return Cursor(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else Cursor()
+    return Cursor(**read_json(path)) if path.is_file() else Cursor()
 
 
 def hold(folder: Path, patience: float = 0.0) -> FileLock | None:
@@ -201,10 +201,6 @@ def _record(line: bytes, path: Path, end: int) -> Record:
             f"{path} is damaged in the line that ends at byte {end}. What comes before it is whole; delete that line "
             "to go on with the rest."
         ) from error
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    write_file(path, f"{json.dumps(value, indent=2)}\n".encode())
 
 
 def _end_of_last_line(path: Path) -> int:

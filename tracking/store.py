@@ -31,6 +31,7 @@ LOCK_TIMEOUT = 120.0  # seconds; creating a fresh store takes about two
 MINIMUM_PREFIX = 6  # characters of a run id that may stand for the whole of it
 MAXIMUM_TAG = 8000  # characters that MLflow keeps of a tag
 MAXIMUM_KEY = 250  # characters of the name of a tag, parameter or metric
+PARENT_TAG = "mlflow.parentRunId"  # by which MLflow nests runs
 CHANGED_PARAM = "changed_param."  # tag of a parameter that a resumed run has with another value
 _SERVERS = ("http://", "https://")
 PROBE_TIMEOUT = 3.0  # seconds in which a server must answer to be trusted with the start of a run
@@ -223,6 +224,14 @@ class Store:
                 return None
             runs = self.client.search_runs([experiment.experiment_id], f"tags.`{tag}` = '{value}'", max_results=1)
             return str(runs[0].info.run_id) if runs else None
+
+    def children(self, run_id: str, tag: str, value: str) -> list[RunInfo]:
+        """Return the runs below a run that have a tag with a value, the newest first."""
+        with _explained(f"look for the runs below {run_id}"):
+            study = self.client.get_run(run_id).info.experiment_id
+            studies = {str(study): str(self.client.get_experiment(study).name)}
+            clause = f"tags.`{PARENT_TAG}` = '{run_id}' and tags.`{tag}` = '{value}'"
+            return [_run_info(run, studies) for run in self._search(clause, studies)]
 
     def running_runs(self) -> list[RunInfo]:
         """Return every run that has not ended."""

@@ -13,7 +13,7 @@ from evaluation.estimate import NUM_REPLICATES, Estimate
 from evaluation.gain import REFERENCE, Gain
 from evaluation.leakage import Finding
 from evaluation.paired import CorrectedT
-from evaluation.report.page import Table
+from evaluation.report.page import Picture, Table
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class ReportContext:
         environment: Versions and machine (`environment.json`).
         history: Columns `key`, `step`, `value`: the course of the training.
         published: Figures of the literature: `metric`, `value`, and `unit`, `cohort`, `source`, `doi` where known.
+        saliency: Pictures of what the predictions rest on.
         phantom: Whether the cohort is made by software.
         unit: Unit of the target; years for the output `age` by default.
         design: How the participants came to be studied; it matters to a binary outcome.
@@ -53,6 +54,7 @@ class ReportContext:
     environment: Mapping[str, Any] | None = None
     history: pd.DataFrame | None = None
     published: Sequence[Mapping[str, Any]] = ()
+    saliency: Sequence[Picture] = ()
     phantom: bool = False
     unit: str | None = None
     design: Design = field(default_factory=Design)
@@ -90,6 +92,7 @@ class CrossvalContext:
             `of` (`gain` for a gain over training from scratch), and `unit`, `cohort`, `source`, `doi` where known.
         config_yaml: The resolved configuration that all arms share.
         environment: Versions and machine (`environment.json`).
+        saliency: Pictures of what the predictions of its runs rest on; not kept as JSON.
         phantom: Whether the cohort is made by software.
         unit: Unit of the target; years for the output `age` by default.
         design: How the participants came to be studied; it matters to a binary outcome.
@@ -119,6 +122,7 @@ class CrossvalContext:
     published: Sequence[Mapping[str, Any]] = ()
     config_yaml: str | None = None
     environment: Mapping[str, Any] | None = None
+    saliency: Sequence[Picture] = ()
     phantom: bool = False
     unit: str | None = None
     design: Design = field(default_factory=Design)
@@ -127,8 +131,8 @@ class CrossvalContext:
     created: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def as_json(self) -> dict[str, Any]:
-        """Return JSON types, from which `from_json` makes the same context."""
-        content = {item.name: getattr(self, item.name) for item in fields(self)}
+        """Return JSON types, from which `from_json` makes the same context, pictures apart."""
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "saliency"}
         content["created"] = self.created.isoformat()
         content["design"] = asdict(self.design)
         for name in ("cells", "subgroups"):
@@ -156,7 +160,7 @@ class CrossvalContext:
         if values["gains"] is not None:
             values["gains"] = [gain_from_json(one) for one in values["gains"]]
         if values["findings"] is not None:
-            values["findings"] = [_finding(one) for one in values["findings"]]
+            values["findings"] = [Finding.from_dict(one) for one in values["findings"]]
         return cls(**values)
 
 
@@ -173,11 +177,6 @@ def gain_from_json(content: Mapping[str, Any]) -> Gain:
         test = {name: _number(one) for name, one in values["corrected_t"].items()}
         values["corrected_t"] = CorrectedT(**{**test, "degrees": int(test["degrees"])})  # type: ignore[arg-type]
     return Gain(**values)
-
-
-def _finding(content: Mapping[str, Any]) -> Finding:
-    numbers = {name: _number(value) for name, value in content["numbers"].items()}
-    return Finding(**{**content, "numbers": numbers})
 
 
 def _number(value: float | None) -> float:

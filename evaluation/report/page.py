@@ -1,5 +1,6 @@
 """What a page is made of: tables, pictures, boxes of a flow diagram, items of a checklist, and the templates."""
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,11 @@ def picture(figure: Figure, alternative: str, caption: str, width: str = "half")
         width: `half` or `full` of the text.
     """
     return Picture(svg_data_uri(figure), alternative, caption, width)
+
+
+def png_data_uri(path: Path) -> str:
+    """Return a picture as a data address."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode('ascii')}"
 
 
 def facts_table(caption: str, facts: Mapping[str, Any]) -> Table:

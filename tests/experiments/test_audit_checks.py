@@ -24,6 +24,8 @@ def test_a_participant_and_a_group_on_two_sides():
     (declared,), (guessed,) = (audit_checks.check_groups(facts, name) for name in ("family_id", None))
     assert (declared.status, guessed.status) == ("leak", "warning")
     assert declared.numbers == {"values": 2, "shared": 1}  # y stands in a row that nobody uses
+    same, few = (facts_of(["train", "test", "test"], anatomy_id=ids) for ids in (["x"] * 3, ["x", "x", ""]))
+    assert [audit_checks.check_groups(one, None)[0].status for one in (same, few)] == ["ok", "warning"]
 
 
 def test_a_shortcut_over_the_site_is_named():

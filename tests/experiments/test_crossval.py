@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import nibabel as nib
 import pandas as pd
 import pytest
 import yaml
@@ -80,26 +81,25 @@ def test_the_store_has_one_parent_with_aggregates_and_one_child_per_job(finished
     assert {"scratch/external/auroc", "scratch/external/auroc_low", "gain/scratch-again/auroc"} <= set(
         parent.data.metrics
     )
-    for name in ("predictions.parquet", "lock.json", "folds.json", "conclusion.json", "config.yaml", "report.html"):
+    for name in ("predictions.parquet", "lock.json", "folds.json", "audit.json", "conclusion.json", "config.yaml"):
         assert store.download(parent.info.run_id, name).is_file()
-    assert (
-        main(
-            [
-                "compare",
-                parent.info.run_id,
-                parent.info.run_id,
-                "--arm-a",
-                "scratch",
-                "--arm-b",
-                "scratch-again",
-                "--split",
-                "external",
-                "--output-dir",
-                str(finished),
-            ]
-        )
-        == 0
-    )
+    report = store.download(parent.info.run_id, "report.html").read_text(encoding="utf-8")
+    assert "No two of 30 images have the same voxels" in report
+    arms = ["--arm-a", "scratch", "--arm-b", "scratch-again", "--split", "external"]
+    assert main(["compare", parent.info.run_id, parent.info.run_id, *arms, "--output-dir", str(finished)]) == 0
+
+
+def test_a_scan_of_two_sites_under_two_names_stops_it_before_any_training(
+    make_tiny_cohort, tmp_path, make_database, capsys
+):
+    table = make_tiny_cohort(tmp_path / "tiny", 30)
+    first = pd.read_csv(table, sep="\t").drop_duplicates("site")["t1w"]
+    nib.save(nib.load(table.parent / first.iloc[0]), tmp_path / "plain.nii")
+    nib.save(nib.load(tmp_path / "plain.nii"), table.parent / first.iloc[1])
+    make_database(tmp_path)
+    assert main(words(write_study(tmp_path), table, tmp_path, "--allow-unverified")) == 1
+    assert "1 scan in two parts, voxel for voxel" in capsys.readouterr().err
+    assert not done_at(tmp_path)
 
 
 MOMENTS = ((signal.SIGKILL, "runs/*/checkpoints/step-*.ckpt"), (signal.SIGTERM, "crossval/*/jobs/*/run.json"))

@@ -53,6 +53,9 @@ class Folder:
     def get_experiment(self, experiment_id):
         return SimpleNamespace(name="age2hie/phantom_crossval")
 
+    def children(self, run_id, tag, value):
+        return []
+
     def search_experiments(self, max_results):
         return []
 

@@ -86,6 +86,12 @@ def test_maps_pictures_and_table_of_a_run(fitted, held_out, tmp_path, capsys):
     kept = Store(f"sqlite:///{output / 'mlflow.db'}", output).download(run_id, "saliency")
     names = {path.name for path in kept.iterdir()}
     assert names >= {"saliency.tsv", "summary_age_grad-cam-lower.png", "energy_age_grad-cam-lower.png"}
+    assert main(["test", run_id, *store]) == 0
+    assert main(["report", run_id, "--output", str(tmp_path / "report.html"), *store]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "What makes the prediction lower: Grad-CAM of age in 3 participants (external)" in page
+    assert "above chance in" in page
+    assert page.count("data:image/png;base64,") == 2
     words = ["predict", run_id, "--data.table", str(held_out), "--output", str(tmp_path / "predicted")]
     assert main([*words, *store]) == 0
     predicted = pd.read_csv(tmp_path / "predicted" / "predictions.csv")
