@@ -46,10 +46,10 @@ from datamodules.samples import list_samples
 from datamodules.selection import read_cohorts, require_columns, select_rows, tabulate
 from datamodules.splits import Split, holdout_split
 from datamodules.verify import check_manifest
+from evaluation.parts import HELD_OUT
 from tracking.progress import progress, silent
 
 TargetTransform = Literal["identity", "log"]
-EVALUATED_PARTS = ("test", "external")
 
 
 class BaseDataModule(HarmonisedDataModule):
@@ -301,7 +301,7 @@ class BaseDataModule(HarmonisedDataModule):
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the held-out participants and of the held-out sites."""
-        return self._loader(self.part(*EVALUATED_PARTS))
+        return self._loader(self.part(*HELD_OUT))
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the loader of every row of the table."""

@@ -25,10 +25,10 @@ from datamodules.preprocessing import Preprocessing
 from datamodules.selection import tabulate
 from datamodules.splits import Split
 from datamodules.upkeep import HalfArray
+from evaluation.parts import SCORED
 
 Harmonisation = Literal["none", "combat"]
 COMBAT = "combat"  # the method, and its key in the datamodule's part of a checkpoint
-SCORED_PARTS = ("val", "test", "external")
 UNUSED = "unused"
 SEPARATE = ("participant_id", "session_id", "image_id", "dataset", "site")  # columns that are no covariates
 
@@ -320,7 +320,7 @@ def require_harmonisable(split: Split) -> None:
         HarmonisationError: A site is tested that is not trained on, has too few participants, or is the only one.
     """
     trained = split.parts.get("train", {})
-    tested = {site for part in SCORED_PARTS for site, keys in split.parts.get(part, {}).items() if keys}
+    tested = {site for part in SCORED for site, keys in split.parts.get(part, {}).items() if keys}
     require_seen(sorted(tested), [site for site, keys in trained.items() if keys])
     if few := [f"{site} ({len(keys)})" for site, keys in trained.items() if 0 < len(keys) < MIN_ROWS]:
         raise HarmonisationError(

@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 
 from evaluation.estimate import CONFIDENCE, NUM_REPLICATES, Estimate
 from evaluation.paired import known_task, require_metrics, scored_by_several_models, statistics
+from evaluation.parts import HELD_OUT_OR_UNSAID
 from evaluation.prediction_checks import as_numbers, listed
 from evaluation.predictions import UNIT, PredictionsError, normalise_predictions, scored_rows
 from evaluation.random_effects import METHODS, HeterogeneityMethod, RandomEffects, random_effects
@@ -19,7 +20,6 @@ from evaluation.resampled import Resampled, resample, usable_parts
 from evaluation.tasks import primary_of
 from evaluation.wording import interval_text, join_words, number_text
 
-HELD_OUT = ("test", "external", "")
 CALIBRATION = {"binary": ("oe_ratio", "calibration_slope"), "regression": ("mean_bias", "bias_slope")}
 MIN_POOLED = 3  # sites: with two, the variance between them is anybody's guess
 MIN_EVENTS = 10  # and as many without the event; fewer say too little about a subgroup
@@ -82,7 +82,7 @@ def site_matrix(
         PredictionsError: The table has problems, mixes arms, outputs or protocols, or has no held-out rows.
     """
     table = normalise_predictions(frame)
-    held_out = table[table["split"].isin(HELD_OUT) & table["target"].notna()]
+    held_out = table[table["split"].isin(HELD_OUT_OR_UNSAID) & table["target"].notna()]
     if held_out.empty:
         raise PredictionsError([f"no row with a target is held out; its splits are {listed(set(table['split']))}."])
     task, name = _metric(task, metric, held_out)

@@ -16,10 +16,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from datamodules.base import BaseDataModule
 from evaluation.operating_point import choose_threshold
+from evaluation.parts import SCORED
 from experiments.runtime import ConfigurationError, FontanelCLI
 from lightning_modules.classification import ClassificationModule
-
-PREDICTED = ("val", "test", "external")
 
 
 def baseline_rows(cli: FontanelCLI, columns: Sequence[str]) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -46,7 +45,7 @@ def baseline_rows(cli: FontanelCLI, columns: Sequence[str]) -> tuple[pd.DataFram
         raise ConfigurationError(f"A baseline on {', '.join(columns)} has no training participants of both classes.")
     model = _pipeline(known, columns, LogisticRegression(max_iter=1000) if binary else Ridge())
     model.fit(known[list(columns)], known["target"].astype(int) if binary else known["target"])
-    rows = table[table["split"].isin(PREDICTED)].reset_index(drop=True)
+    rows = table[table["split"].isin(SCORED)].reset_index(drop=True)
     inputs = rows[list(columns)]
     rows = rows.drop(columns=[name for name in columns if name != "site"])
     rows["output"], rows["baseline"] = target, known["target"].mean()

@@ -24,6 +24,7 @@ from experiments.lock import LOCK
 from experiments.runtime import ConfigurationError
 from experiments.study import Study, closest
 from experiments.workplan import BASE, SOURCE_HASH, Workplan, make_workplan
+from lightning_modules.operating_point import SMALL
 from tracking.environment import environment_facts
 from tracking.files import read_json, write_file, write_json
 from tracking.interruption import Interrupted
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 AUDIT = "audit.json"
-FEW = 300  # validation participants, below which a threshold is mostly noise
 PARENT = "parent"
 
 
@@ -65,11 +65,13 @@ class Campaign:
     def _warn_of_few_validation_participants(self) -> None:
         plan = self.workplan
         number = min(len(cell.split.keys("val")) for cell in plan.cells)
-        if plan.task == "binary" and not plan.study.num_inner_folds and 0 < number < FEW:
-            text = (
-                f"{number} validation participants choose threshold and temperature, which is mostly noise below {FEW}"
+        if plan.task == "binary" and not plan.study.num_inner_folds and 0 < number < SMALL:
+            warnings.warn(
+                f"{number} validation participants choose threshold and temperature, which is mostly noise below "
+                f"{SMALL}: let inner folds choose them (--num-inner-folds 5).",
+                StudyWarning,
+                stacklevel=3,
             )
-            warnings.warn(f"{text}: let inner folds choose them (--num-inner-folds 5).", StudyWarning, stacklevel=3)
 
     def overview(self) -> str:
         """Return what is planned, as text."""

@@ -9,11 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.assessment import assess
-from evaluation.estimate import Estimate
+from evaluation.design import Design
+from evaluation.estimate import NUM_REPLICATES, Estimate
 from evaluation.gain import Gain, gains
 from evaluation.leakage import Finding
-from evaluation.predictions import KEY, write_predictions
+from evaluation.parts import HELD_OUT
+from evaluation.predictions import KEY, scored_rows, write_predictions
+from evaluation.report.arms import Arm, Score, scores
 from evaluation.tasks import metrics_of
 from experiments.jobs import Job
 from experiments.lock import LOCK, site_tags
@@ -25,12 +27,10 @@ from tracking.logger import RunLogger
 from tracking.store import Store
 
 TABLE, CONCLUSION, REPORT = "predictions.parquet", "conclusion.json", "report.html"
-HELD_OUT = ("test", "external")
 SUMMARY = {
     "binary": ("auroc", "auprc", "balanced_accuracy", "accuracy", "f1", "sensitivity", "specificity", "brier"),
     "regression": ("mae", "rmse", "r2", "pearson_r"),
 }
-NUM_REPLICATES = 2000
 
 
 @dataclass
@@ -68,31 +68,21 @@ class Conclusion:
     @cached_property
     def primary(self) -> list[Gain]:
         """The gains that decide, over all sites and by site; none where there is one arm."""
-        return self._gains(self.workplan.lock.primary_metric)
-
-    def _gains(self, metric: str) -> list[Gain]:
         names = [arm.name for arm in self.workplan.study.arms]
         if self.held_out["arm"].nunique() < 2:
             return []
         reference = REFERENCE if REFERENCE in names else names[0]
-        return gains(self.held_out, reference=reference, metric=metric, task=self.workplan.task)
+        lock = self.workplan.lock
+        return gains(self.held_out, reference=reference, metric=lock.primary_metric, task=self.workplan.task)
 
     @cached_property
-    def all_values(self) -> dict[str, dict[str, tuple[Estimate, float]]]:
-        """Metric -> what `values` says of it."""
-        return {metric: self.values(metric) for metric in SUMMARY[self.workplan.task]}
-
-    def values(self, metric: str) -> dict[str, tuple[Estimate, float]]:
-        """Return a metric of every arm, over all sites, with its standard deviation between runs."""
-        found = self.primary if metric == self.workplan.lock.primary_metric else self._gains(metric)
-        if not found:
-            one = assess(self.held_out, self.workplan.task, num_replicates=NUM_REPLICATES)
-            return {str(self.held_out["arm"].iloc[0]): (one.metrics[metric], one.between_runs(metric))}
-        values: dict[str, tuple[Estimate, float]] = {}
-        for gain in (gain for gain in found if gain.site is None):
-            values.setdefault(gain.reference, (gain.reference_value, gain.reference_spread))
-            values[gain.arm] = (gain.value, gain.spread)
-        return values
+    def values(self) -> dict[str, dict[str, Score]]:
+        """Metric -> arm -> its mean over the test sites."""
+        rows = {str(name): scored_rows(own) for name, own in self.held_out.groupby("arm", sort=False)}
+        arms = [Arm(name, "variant", "", rows[name]) for name in self.workplan.lock.arms if name in rows]
+        task = self.workplan.task
+        metrics = list(dict.fromkeys([self.workplan.lock.primary_metric, *SUMMARY[task]]))
+        return scores(arms, metrics, task=task, design=Design(), num_replicates=NUM_REPLICATES, seed=0)
 
     def conclude(self, parent: RunLogger) -> None:
         """Write table, metrics and report into the folder and the parent run.
@@ -121,9 +111,10 @@ class Conclusion:
     def parent_metrics(self) -> dict[str, float]:
         """Return `<arm>/<split>/<metric>` with `_low`, `_high` and `_sd`, and the gains as `gain/<arm>/<metric>`."""
         found: dict[str, float] = {}
-        for metric, values in self.all_values.items():
-            for arm, (estimate, spread) in values.items():
-                found |= _ends(f"{arm}/{self.split}/{metric}", estimate) | {f"{arm}/{self.split}/{metric}_sd": spread}
+        for metric, values in self.values.items():
+            for arm, score in values.items():
+                name = f"{arm}/{self.split}/{metric}"
+                found |= _ends(name, score.value) | {f"{name}_sd": score.spread}
         for gain in self.primary:
             name = f"gain/{gain.arm}/{gain.metric}" + ("" if gain.site is None else f"/{gain.site}")
             found |= _ends(name, gain.gain) | {f"{name}_p": gain.p_value}
@@ -139,8 +130,8 @@ class Conclusion:
             "locked": lock.locked,
             "deviations": list(lock.deviations),
             "values": {
-                metric: {arm: estimate.as_dict() for arm, (estimate, _) in values.items()}
-                for metric, values in self.all_values.items()
+                metric: {arm: score.value.as_dict() for arm, score in values.items()}
+                for metric, values in self.values.items()
             },
             "gains": [gain.as_dict() for gain in self.primary],
         }
@@ -164,8 +155,8 @@ def print_conclusion(conclusion: Conclusion) -> None:
     for column in ("arm", label, "sd between runs", "gain", "p", "smallest detectable gain"):
         arms.add_column(column, justify="left" if column == "arm" else "right")
     by_arm = {gain.arm: gain for gain in conclusion.primary if gain.site is None}
-    for arm, (estimate, spread) in conclusion.values(metric).items():
-        cells = [arm, _shown(estimate), f"{spread:.3f}" if math.isfinite(spread) else ""]
+    for arm, score in conclusion.values[metric].items():
+        cells = [arm, _shown(score.value), f"{score.spread:.3f}" if math.isfinite(score.spread) else ""]
         if (gain := by_arm.get(arm)) is not None:
             cells += [_shown(gain.gain), f"{gain.p_value:.3f}", f"{gain.detectable:.3f}"]
         arms.add_row(*cells)

@@ -113,7 +113,7 @@ def _merged(split: Split) -> Split:
 def _best_rows(words: Sequence[str], store: Store) -> pd.DataFrame:
     """Train without a run, and return the validation rows of the best epoch."""
     cli = FontanelCLI([*words, *ALONE])
-    cli.quiet, cli.datamodule.shows_progress = True, False
+    cli.be_quiet()
     cli.datamodule.assign_splits(unknown=UNUSED)
     cli.model.seed = cli.seed
     if cli.model.transfer is not None and cli.model.transfer.source is not None:

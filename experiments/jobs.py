@@ -26,7 +26,6 @@ from experiments.session import PREDICTIONS, Session
 from experiments.training import ResumePoint, RunKey, Training
 from lightning_modules.operating_point import OperatingPointWarning
 from tracking.checkpoints import CheckpointError
-from tracking.contract import newest_whole
 from tracking.files import read_json, write_json
 from tracking.interruption import Interrupted
 from tracking.store import Store
@@ -119,7 +118,8 @@ def _run(job: Job, store: Store, quiet: bool) -> None:
     started = time.time()
     point = resume_point(job, store)
     cli = configured(job, store) if point is None else point.rebuild()
-    cli.quiet, cli.datamodule.shows_progress = quiet, not quiet
+    if quiet:
+        cli.be_quiet()
     if not job.baseline and (num := num_processes(cli)) > 1:
         _run_in_processes(job, cli, num, store)
         return
@@ -148,10 +148,9 @@ def resume_point(job: Job, store: Store) -> ResumePoint | None:
         return None
     folder = store.folder(job.run_id)
     try:
-        newest_whole(folder)
+        return ResumePoint.of(str(folder), [], store)
     except CheckpointError:
         return None
-    return ResumePoint.of(str(folder), [], store)
 
 
 def _training(job: Job, cli: FontanelCLI, point: ResumePoint | None, store: Store) -> Training:

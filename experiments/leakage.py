@@ -15,11 +15,12 @@ from datamodules.cohort import Cohort, participant_key
 from datamodules.inspection import inspect_image
 from datamodules.schema import Column
 from datamodules.verify import Limits, check_manifest
+from evaluation.parts import SCORED
 from tracking.checkpoints import CheckpointError
 from tracking.contract import CheckpointContract, find_checkpoint, read_contract
 
 SEEN_PARTS = ("train", "val")  # the validation part has chosen the weights
-TESTED_PARTS = ("val", "test", "external")  # of a training with one split; in a cross-validation everybody is tested
+TESTED_PARTS = SCORED  # of a training with one split; in a cross-validation everybody is tested
 MAXIMUM_NAMES = 5  # participants that a message names
 OVERLAP_ADVICE = (
     "Pretrain again without them, or take them out of the table that is tested. If they are other people under the "

@@ -6,7 +6,6 @@ folder of its own. Arms and seeds may be added later; that is recorded as a devi
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +16,7 @@ import pandas as pd
 
 from datamodules.cohort import participant_key
 from experiments.runtime import ConfigurationError
-from tracking.files import read_json, write_json
+from tracking.files import json_hash, read_json, write_json
 from tracking.params import valid_name
 from tracking.store import Store
 
@@ -55,7 +54,7 @@ class AnalysisLock:
     def identity(self) -> str:
         """Hash of what must not change: study, protocol, primary metric, folds, configuration."""
         parts = (self.study, self.protocol, self.primary_metric, self.folds, self.config)
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return json_hash(parts)
 
     def enter(self, folder: Path) -> "AnalysisLock":
         """Lock the analysis in a folder, or add to the lock that is there what this one does beyond it.

@@ -68,7 +68,7 @@ class FontanelCLI(LightningCLI):
             parser_kwargs={"prog": "fontanel fit", "description": "Every argument of a fit file."},
         )
 
-    quiet = False  # one of many: whoever started it shows how far all have come
+    quiet = False
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what a fit file holds besides Lightning's own sections."""
@@ -113,6 +113,11 @@ class FontanelCLI(LightningCLI):
             enable_model_summary=False,
         )
         return trainer
+
+    def be_quiet(self) -> None:
+        """Show no progress: this is one of many, and whoever started it shows how far all have come."""
+        self.quiet = True
+        self.datamodule.shows_progress = False
 
     @property
     def seed(self) -> int:

@@ -30,7 +30,6 @@ METHODS = ("grad-cam", "guided-backprop", "guided-grad-cam")
 TABLE = "saliency.tsv"
 FOLDER = "saliency"  # among the artifacts of a run
 TAG = "saliency"  # of a run that has some
-HELD_OUT = ("test", "external")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,6 +112,7 @@ def choose(data: "BaseDataModule", participants: Sequence[str] | None, num: int)
         num: How many samples, where nobody is named.
     """
     from datamodules.cohort import participant_key
+    from evaluation.parts import HELD_OUT
     from experiments.runtime import ConfigurationError
 
     if participants is None:

@@ -3,18 +3,22 @@
 import argparse
 from typing import TYPE_CHECKING, Literal
 
+from evaluation.parts import HELD_OUT
 from experiments.options import STEP_TIMEOUT, configuration_words, open_store
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from pathlib import Path
 
-    from experiments.runtime import Restored
+    import pandas as pd
+    from pytorch_lightning import Trainer
+
+    from experiments.runtime import FontanelCLI, Restored
     from experiments.session import Session
     from experiments.training import Training
     from tracking.store import Store
 
 Stage = Literal["validate", "test"]
-PARTS: dict[Stage, tuple[str, ...]] = {"validate": ("val",), "test": ("test", "external")}
+PARTS: dict[Stage, tuple[str, ...]] = {"validate": ("val",), "test": HELD_OUT}
 
 
 def assess(arguments: argparse.Namespace, stage: Stage) -> int:
@@ -80,9 +84,7 @@ def score(restored: "Restored", stage: Stage, store: "Store") -> "Session | None
 
     cli, contract, checkpoint = restored
     trainer = cli.make_trainer(logger=False)
-    run_stage = trainer.validate if stage == "validate" else trainer.test
-    run_stage(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
-    rows = cli.model.take_predictions()
+    rows = predict_rows(cli, trainer, stage, checkpoint)
     if not trainer.is_global_zero:
         return None
     session = Session.reopen(contract, store)
@@ -106,10 +108,15 @@ def score_all(training: "Training") -> "tuple[pd.DataFrame, int]":
 
     cli, checkpoint = training.cli, training.shared_folder() / BEST_CHECKPOINT
     trainer = cli.make_trainer(logger=False)
-    rows = []
-    for stage, run_stage in (("val", trainer.validate), ("test", trainer.test)):
-        if not cli.datamodule.part(*(PARTS["validate"] if stage == "val" else PARTS["test"])):
-            continue
-        run_stage(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
-        rows.append(cli.model.take_predictions())
+    rows = [
+        predict_rows(cli, trainer, stage, checkpoint) for stage, parts in PARTS.items() if cli.datamodule.part(*parts)
+    ]
     return pd.concat(rows, ignore_index=True), int(load_checkpoint(checkpoint)["global_step"])
+
+
+def predict_rows(cli: "FontanelCLI", trainer: "Trainer", stage: Stage, checkpoint: "Path") -> "pd.DataFrame":
+    """Return the rows that weights predict of a stage's participants, none of them on every process but the first."""
+    run_stage = trainer.validate if stage == "validate" else trainer.test
+    run_stage(cli.model, datamodule=cli.datamodule, ckpt_path=str(checkpoint), weights_only=True, verbose=False)
+    rows: pd.DataFrame = cli.model.take_predictions()
+    return rows

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.assessment import Assessment, assess
+from evaluation.estimate import NUM_REPLICATES
 from evaluation.predictions import normalise_predictions, read_predictions, write_predictions
 from evaluation.tasks import task_of
 from experiments.reporting import write_run_report
@@ -19,7 +20,6 @@ from tracking.store import Point, Store
 PREDICTIONS = "predictions.parquet"
 REPORT = "report.html"
 PLACE = ["split", "dataset"]
-NUM_REPLICATES = 2000
 
 
 @dataclass

@@ -1,12 +1,9 @@
 """From a study to its jobs: the folds frozen, the analysis locked, everything on disk before anything is trained."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -23,7 +20,7 @@ from experiments.runtime import FontanelCLI, locate_weights
 from experiments.study import SOURCE, Arm, Study
 from experiments.training import RunKey
 from lightning_modules.classification import ClassificationModule
-from tracking.files import make_private_folder, write_file, write_json
+from tracking.files import file_hash, json_hash, make_private_folder, write_file, write_json
 from tracking.store import Store
 
 FOLDER = "crossval"  # in the output folder
@@ -135,8 +132,8 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
         study.name,
         study.protocol,
         study.primary_metric or primary_of(task),
-        _hash([[cell.repeat, cell.fold, cell.split.hash] for cell in cells]),
-        _hash([config, [cohort.sha256 for cohort in data.cohorts], study.num_inner_folds, num_threads, cli.seed]),
+        json_hash([[cell.repeat, cell.fold, cell.split.hash] for cell in cells]),
+        json_hash([config, [cohort.sha256 for cohort in data.cohorts], study.num_inner_folds, num_threads, cli.seed]),
         study.num_seeds,
         {f"{name}{_suffix(share)}": d for name, d in definitions.items() for share in study.label_fractions},
     )
@@ -178,16 +175,12 @@ def _sources(study: Study, cli: FontanelCLI, store: Store) -> tuple[dict[str, di
         locate = partial(locate_weights, store=store)
         pretrainings.append(read_pretraining(path, name=arm.name, locate=locate))
         require_disjoint(pretrainings[-1], cli.datamodule)
-        found[arm.name] = {"path": str(path), SOURCE_HASH: hashlib.sha256(path.read_bytes()).hexdigest()}
+        found[arm.name] = {"path": str(path), SOURCE_HASH: file_hash(path)}
     return found, pretrainings
 
 
 def _suffix(share: float) -> str:
     return "" if share == 1 else f"@{share:g}"
-
-
-def _hash(content: Any) -> str:  # noqa: ANN401 - JSON
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _freeze(cells: Sequence[Cell], path: Path) -> None:

@@ -61,6 +61,11 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def json_hash(content: Any) -> str:  # noqa: ANN401 - JSON
+    """Return the sha256 of a value written as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 @contextmanager
 def temporary_file(target: Path) -> Iterator[tuple[HashingWriter, Path]]:
     """Open a new file beside a target, on the same filesystem; it is gone afterwards unless it was renamed.

@@ -19,10 +19,19 @@ import numpy as np
 
 from datamodules.phantoms import PhantomError
 from datamodules.phantoms.anatomy import FIELDS, list_anatomies, load_anatomy
+from datamodules.phantoms.columns import (
+    DEFORMATION,
+    SCANNER,
+    VOLUMES,
+    Limits,
+    anatomy_column,
+    identity_columns,
+    truth_columns,
+)
 from datamodules.phantoms.geometry import Triple, deformed_grid, smooth_field
 from datamodules.phantoms.request import check_request, isotropic_spacing
 from datamodules.phantoms.scanner import Scanner, SkullChoice, acquire, make_scanners, store
-from datamodules.phantoms.table import Report, Row, save_image, write_cohort
+from datamodules.phantoms.table import Report, Row, by_anatomy, save_image, write_cohort
 from datamodules.phantoms.tissue import GREY, aged, hypointensities, t1_signal, tissue_fractions
 
 if TYPE_CHECKING:  # workers render without pandas
@@ -34,27 +43,14 @@ FIELD_OF_VIEW_MM = (192.0, 224.0, 192.0)
 GAP_SD = 3.0  # years
 _TRAITS, _SHAPE, _SCAN = range(3)  # independent random streams of a participant
 
-# Unit, smallest and largest value of what a model must not see.
-_TRUTHS: dict[str, tuple[str | None, float | None, float | None]] = {
+_TRUTHS: dict[str, Limits] = {
     "true_brain_age": ("years", 0, None),
     "brain_age_gap": ("years", None, None),
-    "ventricle_ml": ("ml", 0, None),
-    "grey_matter_ml": ("ml", 0, None),
-    "white_matter_ml": ("ml", 0, None),
+    **VOLUMES,
     "hypointensity_ml": ("ml", 0, None),
-    "head_scale": (None, 0, None),
-    "ventricle_wall_shift": ("mm", None, None),
-    "cortical_thinning": ("mm", None, None),
+    **DEFORMATION,
     "white_matter_signal": (None, 0, None),
-    "scanner_gain": (None, 0, None),
-    "scanner_gamma": (None, 0, None),
-    "scanner_bias_amplitude": (None, 0, None),
-    "scanner_point_spread": ("voxels", 0, None),
-    "scanner_noise": (None, 0, None),
-    "scanner_skull": (None, 0, 1),
-    "scanner_voxel_x": ("mm", 0, None),
-    "scanner_voxel_y": ("mm", 0, None),
-    "scanner_voxel_z": ("mm", 0, None),
+    **SCANNER,
 }
 
 
@@ -245,27 +241,21 @@ class BrainAgePhantom:
 
     def order(self) -> list[int]:
         """Return all indices, those of one anatomy together so that its geometry is loaded once."""
-        return sorted(range(self.num_participants), key=lambda index: self.participant(index).anatomy_id)
+        return by_anatomy(self.participant(index).anatomy_id for index in range(self.num_participants))
 
     def columns(self) -> "tuple[Column, ...]":
         """Return the meaning of every column of the table, in order."""
         from datamodules.schema import Column
 
-        truths = (Column(name, "truth", "number", unit, low, high) for name, (unit, low, high) in _TRUTHS.items())
         return (
-            Column("participant_id", "id", "text"),
-            Column("dataset", "dataset", "text"),
-            Column("site", "site", "text"),
+            *identity_columns(),
             Column(
                 "t1w", "image", "path", description="T1-weighted volume in the site's own orientation and voxel size"
             ),
             Column("age", "target", "number", "years", 0, 100, description="Chronological age"),
             Column("sex", "covariate", "number", minimum=0, maximum=1, description="0 female, 1 male"),
-            Column(
-                "anatomy_id", "group", "text", description="Real head that was deformed; keep it on one side of a split"
-            ),
-            *truths,
-            Column("scanner_orientation", "truth", "text", description="Axis code of the stored array"),
+            anatomy_column(),
+            *truth_columns(_TRUTHS),
         )
 
     def write(

@@ -2,6 +2,15 @@
 
 from typing import TYPE_CHECKING, Literal
 
+from datamodules.phantoms.columns import (
+    DEFORMATION,
+    SCANNER,
+    VOLUMES,
+    Limits,
+    anatomy_column,
+    identity_columns,
+    truth_columns,
+)
 from datamodules.phantoms.hie_newborns import LATEST_DAY, PATTERNS
 
 if TYPE_CHECKING:  # workers render without pandas
@@ -9,8 +18,7 @@ if TYPE_CHECKING:  # workers render without pandas
 
 Image = Literal["adc", "zadc", "t1w"]
 
-# Unit, smallest and largest value of what a model must not see.
-_TRUTHS: dict[str, tuple[str | None, float | None, float | None]] = {
+_TRUTHS: dict[str, Limits] = {
     "severity": (None, 0, 1),
     "deep_grey_injury": (None, 0, 1),
     "watershed_injury": (None, 0, 1),
@@ -23,22 +31,10 @@ _TRUTHS: dict[str, tuple[str | None, float | None, float | None]] = {
     "deep_grey_injury_ml": ("ml", 0, None),
     "watershed_injury_ml": ("ml", 0, None),
     "true_lesion_ml": ("ml", 0, None),
-    "ventricle_ml": ("ml", 0, None),
-    "grey_matter_ml": ("ml", 0, None),
-    "white_matter_ml": ("ml", 0, None),
-    "head_scale": (None, 0, None),
-    "ventricle_wall_shift": ("mm", None, None),
-    "cortical_thinning": ("mm", None, None),
+    **VOLUMES,
+    **DEFORMATION,
     "white_matter_change": (None, None, None),
-    "scanner_gain": (None, 0, None),
-    "scanner_gamma": (None, 0, None),
-    "scanner_bias_amplitude": (None, 0, None),
-    "scanner_point_spread": ("voxels", 0, None),
-    "scanner_noise": (None, 0, None),
-    "scanner_skull": (None, 0, 1),
-    "scanner_voxel_x": ("mm", 0, None),
-    "scanner_voxel_y": ("mm", 0, None),
-    "scanner_voxel_z": ("mm", 0, None),
+    **SCANNER,
     "scanner_t1w_gain": (None, 0, None),
     "scanner_t1w_gamma": (None, 0, None),
     "scanner_t1w_bias_amplitude": (None, 0, None),
@@ -75,19 +71,13 @@ def hie_columns(images: tuple[Image, ...]) -> "tuple[Column, ...]":
         Column(name, "covariate", "number", unit, low, high, description=meaning)
         for name, (unit, low, high, meaning) in _COVARIATES.items()
     )
-    truths = (Column(name, "truth", "number", unit, low, high) for name, (unit, low, high) in _TRUTHS.items())
     return (
-        Column("participant_id", "id", "text"),
-        Column("dataset", "dataset", "text"),
-        Column("site", "site", "text"),
+        *identity_columns(),
         *shown,
         Column("lesion", "mask", "path", grid="head", may_be_empty=True, description="Injured tissue, however old"),
         Column("outcome", "target", "number", minimum=0, maximum=1, description="1 adverse outcome at two years"),
         *covariates,
-        Column(
-            "anatomy_id", "group", "text", description="Real head that was deformed; keep it on one side of a split"
-        ),
+        anatomy_column(),
         Column("pattern", "truth", "text", description=f"Pattern of injury: {', '.join(PATTERNS)}"),
-        *truths,
-        Column("scanner_orientation", "truth", "text", description="Axis code of the stored array"),
+        *truth_columns(_TRUTHS),
     )

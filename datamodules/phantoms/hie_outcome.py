@@ -45,7 +45,7 @@ from datamodules.phantoms.hie_newborns import (
 from datamodules.phantoms.hie_truth import describe_truth, write_truth
 from datamodules.phantoms.request import check_request, isotropic_spacing
 from datamodules.phantoms.scanner import acquire, diffusion_scanner, make_scanners, store
-from datamodules.phantoms.table import TABLE, Report, Row, save_image, write_cohort, write_table
+from datamodules.phantoms.table import TABLE, Report, Row, by_anatomy, save_image, write_cohort, write_table
 from datamodules.phantoms.tissue import tissue_fractions
 
 if TYPE_CHECKING:  # workers render without pandas
@@ -300,7 +300,7 @@ class HIEOutcomePhantom:
 
     def order(self) -> list[int]:
         """Return all indices, those of one anatomy together so that its geometry is loaded once."""
-        return sorted(range(self.num_participants), key=lambda index: self.participant(index).anatomy_id)
+        return by_anatomy(self.participant(index).anatomy_id for index in range(self.num_participants))
 
     def columns(self) -> "tuple[Column, ...]":
         """Return the meaning of every column of the table, in order."""

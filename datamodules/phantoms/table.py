@@ -113,6 +113,15 @@ def write_table(
         raise PhantomError(f"The table {table} was written but does not verify; is the disk full?\n{problems}")
 
 
+def by_anatomy(names: Iterable[str]) -> list[int]:
+    """Return all indices of participants, those of one anatomy together so that its geometry is loaded once.
+
+    >>> by_anatomy(["b", "a", "b"])
+    [1, 0, 2]
+    """
+    return [index for index, _ in sorted(enumerate(names), key=lambda pair: pair[1])]
+
+
 def save_image(image: "nib.Nifti1Image", path: Path) -> None:
     """Write a `.nii.gz` whose bytes depend on the image only: no file name and no time in the gzip header."""
     path.parent.mkdir(parents=True, exist_ok=True)

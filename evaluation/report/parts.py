@@ -8,6 +8,7 @@ import pandas as pd
 
 from evaluation.assessment import Assessment, assess
 from evaluation.design import Design
+from evaluation.parts import HELD_OUT_OR_UNSAID
 from evaluation.predictions import KEY, PredictionsError
 from evaluation.tasks import task_of
 from evaluation.wording import count_text, join_words
@@ -19,7 +20,6 @@ SPLITS = {
     "train": "Training: no measure of performance",
     "": "All rows",
 }
-HELD_OUT = ("test", "external", "")
 MIN_SITE_PARTICIPANTS = 5
 MAX_NAMED_SITES = 4  # sites that a sentence names
 
@@ -54,7 +54,7 @@ class Part:
     @property
     def held_out(self) -> bool:
         """Whether the model has not seen these participants in any way."""
-        return self.split in HELD_OUT
+        return self.split in HELD_OUT_OR_UNSAID
 
 
 def parts_of(

@@ -8,10 +8,10 @@ import pandas as pd
 from evaluation.assessment import UNITS
 from evaluation.cross_site import Pooled, pool_sites, site_matrix
 from evaluation.gain import Gain, gains, label_efficiency, share_of_labels
+from evaluation.parts import HELD_OUT_OR_UNSAID
 from evaluation.predictions import PredictionsError, normalise_predictions, scored_rows
 from evaluation.report.arms import Arm, Score, describe_arms, gain_of, main_arm, scores
 from evaluation.report.context import CrossvalContext
-from evaluation.report.parts import HELD_OUT
 from evaluation.tasks import metrics_of, primary_of, task_of
 
 MAX_SECONDARY_REPLICATES = 500  # of metrics that do not decide, and of single sites
@@ -135,7 +135,7 @@ def results_of(predictions: pd.DataFrame, context: CrossvalContext) -> CrossvalR
         PredictionsError: The table has problems, several protocols, or nobody was held out.
     """
     everything = normalise_predictions(predictions)
-    table = everything[everything["split"].isin(HELD_OUT)].reset_index(drop=True)
+    table = everything[everything["split"].isin(HELD_OUT_OR_UNSAID)].reset_index(drop=True)
     if not table["target"].notna().any():
         raise PredictionsError(["no held-out row has a target, so there is nothing to report. Fill 'target'."])
     task = task_of(table)

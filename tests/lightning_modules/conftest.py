@@ -10,6 +10,7 @@ from pytorch_lightning import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lightning_modules.classification import ClassificationModule
 from lightning_modules.networks import Encoder
 from lightning_modules.regression import RegressionModule
 from lightning_modules.transfer import Transfer
@@ -159,5 +160,14 @@ def make_module(tiny_encoder, adam) -> Callable[..., RegressionModule]:
     def make(**options: Any) -> RegressionModule:
         torch.manual_seed(0)
         return RegressionModule(tiny_encoder(), options.pop("optimizer", adam), **options)
+
+    return make
+
+
+@pytest.fixture
+def make_classifier(tiny_encoder, adam) -> Callable[..., ClassificationModule]:
+    def make(**options: Any) -> ClassificationModule:
+        torch.manual_seed(0)
+        return ClassificationModule(tiny_encoder(), options.pop("optimizer", adam), **options)
 
     return make

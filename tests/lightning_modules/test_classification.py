@@ -38,15 +38,6 @@ def binary_data(fake_data):
     return make
 
 
-@pytest.fixture
-def make_classifier(tiny_encoder, adam):
-    def make(**options):
-        torch.manual_seed(0)
-        return ClassificationModule(tiny_encoder(), options.pop("optimizer", adam), **options)
-
-    return make
-
-
 class KeepEpochs(Callback):
     """Saves where the keeper of a run saves its best."""
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from evaluation.operating_point import choose_threshold
-from lightning_modules.classification import ClassificationModule, TrainingLabels
+from lightning_modules.classification import TrainingLabels
 from lightning_modules.networks import ModelError
 from lightning_modules.operating_point import OperatingPointWarning
 from tracking.checkpoints import AtomicCheckpointIO, load_checkpoint
@@ -37,15 +37,6 @@ def make_data(fake_data):
         data.val_dataloader = lambda: part(validation, batch_size=4)
         data.target_values = lambda name: torch.tensor({"outcome": training}[name])
         return data
-
-    return make
-
-
-@pytest.fixture
-def make_classifier(tiny_encoder, adam):
-    def make(**options):
-        torch.manual_seed(0)
-        return ClassificationModule(tiny_encoder(), options.pop("optimizer", adam), **options)
 
     return make
 
