@@ -1,6 +1,6 @@
 """The analysis lock: what was decided before the first test score, and what was changed afterwards.
 
-`lock.json` in the folder of a cross-validation holds the primary metric, the protocol, and hashes of folds and
+`lock.json` in the folder of a cross-validation holds the primary metric, the protocol, and hashes of folds, table and
 configuration. They make up its identity: another metric, protocol or configuration is another cross-validation, in a
 folder of its own. Arms and seeds may be added later; that is recorded as a deviation, and the report prints it.
 """
@@ -33,7 +33,7 @@ class AnalysisLock:
         protocol: Who trains for whom.
         primary_metric: The metric that decides.
         folds: Hash of all folds.
-        config: Hash of the configuration that all arms share.
+        config: Hash of the table and the configuration that all arms share.
         num_seeds: Trainings of every cell and arm.
         arms: Name -> what it changes.
         locked: When, in UTC.
@@ -52,7 +52,7 @@ class AnalysisLock:
 
     @property
     def identity(self) -> str:
-        """Hash of what must not change: study, protocol, primary metric, folds, configuration."""
+        """Hash of what must not change: study, protocol, primary metric, folds, table, configuration."""
         parts = (self.study, self.protocol, self.primary_metric, self.folds, self.config)
         return json_hash(parts)
 
