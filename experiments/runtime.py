@@ -1,5 +1,6 @@
 """What fit, validate, test and predict share: the configuration, the trainer, and the run in the store."""
 
+import argparse
 import logging
 import sys
 import tempfile
@@ -18,9 +19,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from datamodules.base import BaseDataModule
-from experiments.cli import format_warning
+from experiments.cli import WRONG_USAGE, format_warning
 from experiments.epochs import LiveProgressBar, PlainProgressBar
 from experiments.leakage import read_pretraining, seen_participants
+from experiments.usage import explain
 from lightning_modules.base import BaseModule
 from tracking.checkpoints import AtomicCheckpointIO
 from tracking.contract import BEST, CHECKPOINTS, CheckpointContract, read_contract
@@ -45,6 +47,12 @@ class ConfigurationError(ValueError):
     """A configuration, or the reference to a run, that cannot be used; says what to write instead."""
 
 
+class UsageError(ConfigurationError):
+    """Words that a configuration does not take."""
+
+    exit_code = WRONG_USAGE
+
+
 class FontanelCLI(LightningCLI):
     """A fit file and the words after it, as a model, a datamodule and (once the run exists) a trainer.
 
@@ -65,7 +73,11 @@ class FontanelCLI(LightningCLI):
             run=False,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "fontanel fit", "description": "Every argument of a fit file."},
+            parser_kwargs={
+                "prog": "fontanel fit",
+                "description": "Every argument of a fit file.",
+                "exit_on_error": False,
+            },
         )
 
     quiet = False
@@ -82,8 +94,16 @@ class FontanelCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401 - Lightning's signature
-        """Parse the given words; the words of the process are the front door's."""
-        self.config = parser.parse_args(args)
+        """Parse the given words; the words of the process are the front door's.
+
+        Raises:
+            UsageError: The configuration does not take them.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except argparse.ArgumentError as error:
+            names = {action.dest.partition(".")[0] for action in parser._actions}
+            raise UsageError(explain(str(error), names)) from None
 
     def before_instantiate_classes(self) -> None:
         """Set the number of threads."""

@@ -63,7 +63,8 @@ def lock_table(results: CrossvalResults) -> Table | None:
     if not rows:
         return None
     note = (
-        "Locked before the first test score. Identity: hash of study, protocol, primary metric, folds, table and configuration."
+        "Locked before the first test score. Identity: hash of study, protocol, primary metric, folds, table and "
+        "configuration."
     )
     return Table("The analysis, as it was locked.", ["What", "How"], rows, 2, note if lock else "")
 
