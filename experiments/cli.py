@@ -17,6 +17,8 @@ VERBS = {
     "verify": "Check every file of a cohort table and write its manifest.",
     "fit": "Train a model from a configuration file.",
     "crossval": "Compare arms on identical, frozen test participants, across sites and seeds.",
+    "sweep": "Search for the best arguments of a training or a cross-validation, on one machine or many.",
+    "best": "Print the best configuration that a sweep has found.",
     "compare": "Test what one run or table gains over another, on the participants they share.",
     "audit": "Look for leakage: shared participants, duplicates, site and label confounded.",
     "validate": "Evaluate a run or a configuration on the validation part.",

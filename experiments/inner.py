@@ -60,7 +60,7 @@ def _choose(words: Sequence[str], split: Split, folder: Path, num_folds: int, st
     for number, inner in enumerate(_inner_splits(split, frame, data.stratify_by, data.group_by, num_folds)):
         if not (folder / f"{number}-{ROWS}").is_file():
             inner.write(folder / f"{number}-{FOLDS}")
-            rows = _best_rows([*words, "--data.split_file", str(folder / f"{number}-{FOLDS}")], store)
+            rows = best_rows([*words, "--data.split_file", str(folder / f"{number}-{FOLDS}")], store)
             rows.assign(inner_fold=number).to_parquet(folder / f"{number}-{ROWS}")
     rows = pd.concat([pd.read_parquet(folder / f"{number}-{ROWS}") for number in range(num_folds)])
     epochs = int(median_low(rows.groupby("inner_fold")["epoch"].first())) + 1
@@ -110,7 +110,7 @@ def _merged(split: Split) -> Split:
     return Split(split.protocol, split.seed, parts)
 
 
-def _best_rows(words: Sequence[str], store: Store) -> pd.DataFrame:
+def best_rows(words: Sequence[str], store: Store) -> pd.DataFrame:
     """Train without a run, and return the validation rows of the best epoch."""
     cli = FontanelCLI([*words, *ALONE])
     cli.be_quiet()

@@ -18,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the job."""
-    from experiments.jobs import Job, run_job
+    from experiments.jobs import read_job
     from experiments.options import open_store
 
-    run_job(Job.read(arguments.folder), open_store(arguments))
+    read_job(arguments.folder).run(open_store(arguments))
     return 0

@@ -9,7 +9,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
@@ -35,6 +35,28 @@ DONE, RUN, FOLDS, JOB = "done.json", "run.json", "folds.json", "job.json"
 
 class JobError(ValueError):
     """A job that failed; says why."""
+
+
+class Runnable(Protocol):
+    """What a launcher asks of a job that was prepared in a folder."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it leaves what it has done."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is finished."""
+
+    def run(self, store: Store) -> None:
+        """Do it, or go on where it was interrupted."""
+
+
+def read_job(folder: Path) -> Runnable:
+    """Return the job that was prepared in a folder, of whatever kind it is."""
+    from experiments.sweep_trial import TrialJob
+
+    return TrialJob.read(folder) if "slot" in read_json(folder / JOB) else Job.read(folder)
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,10 @@ class Job:
         if split is not None and not (self.folder / FOLDS).is_file():
             split.write(self.folder / FOLDS)
         write_json(self.folder / JOB, {**asdict(self), "folder": None})
+
+    def run(self, store: Store) -> None:
+        """Do it, go on where it was interrupted, or do nothing where it is done."""
+        run_job(self, store)
 
     @classmethod
     def read(cls, folder: Path) -> "Job":

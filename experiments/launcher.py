@@ -9,21 +9,21 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing import get_context, parent_process
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import FrameType
 from typing import Literal
 
 from experiments.cli import FAILED, INTERRUPTED, describe
-from experiments.jobs import Job, run_job
+from experiments.jobs import Job, Runnable, read_job, run_job
 from experiments.memory import keep_freed_memory
 from tracking.interruption import STOP_SIGNALS, Interrupted
-from tracking.processes import dies_with_parent
 from tracking.store import Store
 
 Launcher = Literal["inline", "processes"]
@@ -31,7 +31,7 @@ LAUNCHERS: tuple[Launcher, ...] = ("inline", "processes")
 LOG = "log.txt"
 INTERVAL = 0.05  # seconds between two looks
 STOPPING = "\nStopping the jobs at their next batch, after a checkpoint; Ctrl-C again quits at once.\n"
-PRELOADED = ["experiments.jobs", "mlflow.store.tracking.sqlalchemy_store"]
+PRELOADED = ["experiments.jobs", "experiments.sweep_trial", "mlflow.store.tracking.sqlalchemy_store"]
 
 
 @dataclass
@@ -133,8 +133,7 @@ class _Pool:
         self.num_workers = num_workers
         self.progress = progress
         self.watch = watch
-        self.context = get_context("forkserver")
-        self.context.set_forkserver_preload(PRELOADED)
+        self.context = forkserver()
         self.slots = list(range(num_workers))
         self.running: dict[str, tuple[Job, ForkServerProcess, int]] = {}
         self.stops = 0
@@ -161,9 +160,7 @@ class _Pool:
 
     def _start(self, job: Job) -> None:
         slot = self.slots.pop(0)
-        arguments = (job.folder, self.store.uri, self.store.output_folder, slot)
-        process = self.context.Process(target=_work, args=arguments, name=job.name)
-        process.start()
+        process = start_job(self.context, job.folder, self.store, slot, job.name)
         self.running[job.name] = (job, process, slot)
         self.progress.running[job.name] = time.monotonic()
 
@@ -177,7 +174,7 @@ class _Pool:
             if self.stops and process.exitcode in (INTERRUPTED, *(-number for number in STOP_SIGNALS)):
                 self.progress.running.pop(name)
             else:
-                self.progress.finish(job, _failure(job, process.exitcode))
+                self.progress.finish(job, failure_of(job, process.exitcode))
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Hand the wish to stop to all jobs once; a second Ctrl-C ends them at once."""
@@ -185,11 +182,38 @@ class _Pool:
         if self.stops == 1:
             sys.stderr.write(STOPPING)
         for _, process, _ in self.running.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid or 0, signal.SIGTERM if self.stops == 1 else signal.SIGKILL)
+            send_stop(process, at_once=self.stops > 1)
 
 
-def _failure(job: Job, code: int) -> str | None:
+def forkserver() -> ForkServerContext:
+    """Return a context whose processes are forked from one that has imported everything and computed nothing."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def start_job(context: ForkServerContext, folder: Path, store: Store, slot: int, name: str) -> ForkServerProcess:
+    """Start the process of a job that was prepared in a folder.
+
+    Args:
+        context: What `forkserver` returned.
+        folder: The folder.
+        store: Where its run is kept.
+        slot: Which of the places at once it takes; GPUs are given out by it.
+        name: Name of the process.
+    """
+    process = context.Process(target=_work, args=(folder, store.uri, store.output_folder, slot), name=name)
+    process.start()
+    return process
+
+
+def send_stop(process: ForkServerProcess, *, at_once: bool) -> None:
+    """Ask a job to stop after a checkpoint, or end it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid or 0, signal.SIGKILL if at_once else signal.SIGTERM)
+
+
+def failure_of(job: Runnable, code: int) -> str | None:
     """Say why a job's process failed, None if it did not."""
     if code == 0 and job.is_done:
         return None
@@ -202,20 +226,32 @@ def _failure(job: Job, code: int) -> str | None:
 def _work(folder: Path, uri: str, output: Path, slot: int) -> None:
     """Do one job in a process of its own; its words go to the job's log."""
     os.setsid()  # Ctrl-C in the terminal is for the one that watches
-    dies_with_parent(signal.SIGKILL)()
+    _end_with_parent()
     keep_freed_memory()
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     _take_slot(slot)
     try:
-        run_job(Job.read(folder), Store(uri, output))
+        read_job(folder).run(Store(uri, output))
     except (Interrupted, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
     except Exception as error:
         traceback.print_exc()
         sys.stderr.write(f"{describe(error)}\n")
         sys.exit(FAILED)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that watches over it is gone; the server that forked it would wait for its jobs."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _take_slot(slot: int) -> None:

@@ -40,6 +40,7 @@ class RunKey:
         repeat: Which draw of the protocol.
         fold: Name of the test set.
         seed: Which of the trainings that share everything but their random numbers.
+        name: Name of the run, in the place of the one made of the others.
     """
 
     arm: str = "scratch"
@@ -47,15 +48,17 @@ class RunKey:
     repeat: int = 0
     fold: str = "0"
     seed: int = 0
+    name: str = ""
 
     @property
     def run_name(self) -> str:
         """Name of the run."""
-        return f"{self.arm}-{self.protocol}-{self.fold}-r{self.repeat}-s{self.seed}"
+        return self.name or f"{self.arm}-{self.protocol}-{self.fold}-r{self.repeat}-s{self.seed}"
 
     def columns(self, train_sites: str) -> dict[str, str]:
         """Return the run's part of the key of the predictions table."""
-        return {**{name: str(value) for name, value in asdict(self).items()}, "train_sites": train_sites}
+        key = {name: str(value) for name, value in asdict(self).items() if name != "name"}
+        return {**key, "train_sites": train_sites}
 
 
 @dataclass
@@ -147,13 +150,17 @@ class Training:
         torch.distributed.broadcast_object_list(told, src=0)
         return Path(told[0])
 
-    def run(self) -> None:
-        """Record what the run is made of, train, export the best weights, and close the run."""
+    def run(self, callbacks: Sequence[Callback] = ()) -> None:
+        """Record what the run is made of, train, export the best weights, and close the run.
+
+        Args:
+            callbacks: Further ones of the trainer.
+        """
         self.cli.model.seed = self.cli.seed
         with self._closing():
             self._record()
             self._transfer()
-            trainer = self.cli.make_trainer(self.logger, self._callbacks())
+            trainer = self.cli.make_trainer(self.logger, [*self._callbacks(), *callbacks])
             if self.point is not None:
                 self.point.warn_of_other_processes(trainer.world_size)
             if self.point is None or not self.point.is_over:

@@ -1,10 +1,12 @@
 """A finished run that the tests of several verbs look at, and a quick way to run commands as processes."""
 
+import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,13 @@ class Commands:
         """Return the exit code of a command, None while it runs."""
         return self._ask({"poll": pid})
 
+    def wait_until_deserted(self, folder, patience=20.0):
+        """Wait until no process has a file open below a folder: those of a command that was killed take a moment."""
+        deadline = time.monotonic() + patience
+        while left := _processes_in(folder):
+            assert time.monotonic() < deadline, f"processes {left} have outlived their command"
+            time.sleep(0.05)
+
     def run_all(self, words, world_size, log):
         """Run a command in one process, or in several as a launcher would, and return their exit codes."""
         if world_size == 1:
@@ -80,3 +89,13 @@ def commands():
     commands = Commands()
     yield commands
     commands.close()
+
+
+def _processes_in(folder):
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            names = [str(link.readlink()) for link in (process / "fd").iterdir()]
+            if any(name.startswith(f"{folder}/") for name in names):
+                found.append(int(process.name))
+    return [pid for pid in found if pid != os.getpid()]

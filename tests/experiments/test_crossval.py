@@ -147,6 +147,7 @@ def test_killed_at_any_moment_and_repeated_it_gives_the_same_table(
             os.kill(pid, number)
         code = commands.wait(pid)
         assert code in ((-number,) if number == signal.SIGKILL else (130, -number))
+        commands.wait_until_deserted(tmp_path)
     before = done_at(tmp_path)
     assert commands.run_all(command, 1, tmp_path / "last") == [0], (tmp_path / "last").read_text(encoding="utf-8")
     pd.testing.assert_frame_equal(table_of(tmp_path), small, check_exact=True)

@@ -1,0 +1,158 @@
+"""A sweep on the command line: what it leaves, how it goes on, and what becomes of those who are killed."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from experiments.cli import main
+from experiments.runtime import FontanelCLI
+from tracking.store import Store
+
+CONF = Path(__file__).parent.parent / "conf"
+SPACE = {
+    "model.optimizer.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    "model.network.dropout": {"low": 0.0, "high": 0.5},
+}
+
+
+def write_sweep(folder, **changes):
+    content = {"base": str(CONF / "outcome_classification.yaml"), "metric": "val/loss", "space": SPACE, **changes}
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
+def words(sweep, table, output, *more):
+    start = ["sweep", "--config", str(sweep), "--data.table", str(table), "--output-dir", str(output)]
+    return [*start, "--study", "tests/sweep", "--num-workers", "2", *more]
+
+
+def runs_of(output):
+    store = Store(f"sqlite:///{output / 'mlflow.db'}", output)
+    (study,) = [one for one in store.client.search_experiments() if one.name != "Default"]
+    runs = store.client.search_runs([study.experiment_id])
+    (parent,) = [run for run in runs if run.data.tags.get("kind") == "sweep"]
+    return store, parent, {run.info.run_name: run for run in runs if run is not parent}
+
+
+def table_of(store, parent):
+    return pd.read_csv(store.download(parent.info.run_id, "trials.csv"), keep_default_na=False, na_values=[""])
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_cohort, tmp_path_factory, make_database):
+    """A sweep of three trainings."""
+    output = tmp_path_factory.mktemp("sweep")
+    make_database(output)
+    assert main(words(write_sweep(output), tiny_cohort, output, "--num-trials", "3")) == 0
+    return output
+
+
+def test_parent_and_children_say_what_was_tried(finished):
+    store, parent, children = runs_of(finished)
+    assert set(children) == {"trial-0", "trial-1", "trial-2"}
+    assert {run.info.status for run in (parent, *children.values())} == {"FINISHED"}
+    for run in children.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.tags["trial_state"] == "complete"
+        assert 1e-4 <= float(run.data.params["model.optimizer.lr"]) <= 1e-2
+        assert "predictions.parquet" not in {item.path for item in store.client.list_artifacts(run.info.run_id)}
+    table = table_of(store, parent)
+    assert table["val/loss"].min() == pytest.approx(parent.data.metrics["best/val/loss"])
+    assert parent.data.metrics["trials/complete"] == 3
+    for name in ("history.png", "parallel.png", "best.yaml", "sweep.json"):
+        assert store.download(parent.info.run_id, name).is_file()
+
+
+def test_best_prints_a_configuration_that_fit_takes(finished, capsys, tmp_path):
+    assert main(["best", "tests/sweep", "--output-dir", str(finished)]) == 0
+    said = capsys.readouterr()
+    (tmp_path / "best.yaml").write_text(said.out, encoding="utf-8")
+    store, parent, _ = runs_of(finished)
+    best = table_of(store, parent).sort_values("val/loss").iloc[0]
+    optimizer = FontanelCLI(["--config", str(tmp_path / "best.yaml")]).config["model"].init_args.optimizer
+    assert optimizer.init_args.lr == pytest.approx(best["model.optimizer.lr"])
+    assert f"trial {best['trial']} of 3 completed: val/loss" in said.err
+    assert main(["best", "tests/swep", "--output-dir", str(finished)]) == 1
+    assert "There are: tests/sweep" in capsys.readouterr().err
+
+
+def test_more_trials_go_on_and_another_space_is_refused(finished, tiny_cohort, capsys):
+    assert main(words(write_sweep(finished), tiny_cohort, finished, "--num-trials", "4")) == 0
+    store, parent, children = runs_of(finished)
+    assert len(children) == 4
+    assert table_of(store, parent)["trial"].tolist() == [0, 1, 2, 3]
+    assert main(["sweep", "--join", "tests/sweep", "--output-dir", str(finished)]) == 0
+    assert "Nothing waits any more: 4 trials done" in capsys.readouterr().out
+    other = write_sweep(finished, space={"model.network.dropout": {"low": 0.0, "high": 0.25}})
+    assert main(words(other, tiny_cohort, finished)) == 1
+    assert "is there already, and is another one: sweep was" in capsys.readouterr().err
+
+
+def test_a_dry_run_checks_and_trains_nothing(tiny_cohort, tmp_path, capsys):
+    assert main(words(write_sweep(tmp_path), tiny_cohort, tmp_path, "--dry-run", "--max-hours", "2")) == 0
+    said = capsys.readouterr().out
+    assert "minimize val/loss; one training a trial; 20 trials or 2 hours" in said
+    assert "model.network.dropout" in said
+    assert not (tmp_path / "sweeps").exists()
+
+
+def wait_for(pattern, folder, pid, commands, patience=120.0):
+    deadline = time.monotonic() + patience
+    while not any(folder.glob(pattern)):
+        assert commands.poll(pid) is None, "it ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_worker_that_is_killed_leaves_nothing_running_and_its_trial_goes_on(
+    tiny_cohort, tmp_path, make_database, commands
+):
+    make_database(tmp_path)
+    longer = ["--num-trials", "1", "--num-workers", "1", "--trainer.max_epochs", "40"]
+    command = words(write_sweep(tmp_path), tiny_cohort, tmp_path, *longer)
+    pid = commands.start(command, tmp_path / "log")
+    wait_for("runs/*/checkpoints/step-*.ckpt", tmp_path, pid, commands)
+    os.kill(pid, signal.SIGKILL)
+    commands.wait(pid)
+    commands.wait_until_deserted(tmp_path)
+    assert not list(tmp_path.glob("sweeps/*/trials/*/done.json")), "its trial has ended with it"
+    assert commands.run_all(command, 1, tmp_path / "again") == [0], (tmp_path / "again").read_text(encoding="utf-8")
+    store, parent, children = runs_of(tmp_path)
+    assert set(children) == {"trial-0"}
+    assert children["trial-0"].info.status == "FINISHED"
+    table = table_of(store, parent)
+    assert table["state"].tolist() == ["fail", "complete"]
+    assert table["why"].iloc[0] == "its worker is gone"
+    assert table["model.optimizer.lr"].nunique() == 1, "the same trial, not another one"
+    folders = sorted((tmp_path / "sweeps").glob("*/trials/*"))
+    first, second = (json.loads((folder / "run.json").read_text(encoding="utf-8")) for folder in folders)
+    assert first == second, "the run goes on from its checkpoint"
+
+
+def test_folds_are_scored_one_by_one_and_a_hopeless_trial_is_stopped(tiny_cohort, tmp_path, make_database):
+    make_database(tmp_path)
+    study = {"base": str(CONF / "outcome_classification.yaml"), "protocol": "cross-site", "num_folds": 2}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    sweep = write_sweep(
+        tmp_path,
+        base="study.yaml",
+        metric="brier",
+        space={"model.network.dropout": {"choices": [0.0, 0.5]}},
+        sampler={"class_path": "GridSampler", "init_args": {"search_space": {"model.network.dropout": ["0.0", "0.5"]}}},
+        pruner={"class_path": "ThresholdPruner", "init_args": {"upper": 0.0, "n_warmup_steps": 1}},
+    )
+    assert main(words(sweep, tiny_cohort, tmp_path, "--num-trials", "2", "--trainer.max_epochs", "1")) == 1
+    store, parent, children = runs_of(tmp_path)
+    assert {run.data.tags["trial_state"] for run in children.values()} == {"pruned"}
+    assert parent.data.metrics["trials/pruned"] == 2
+    for run in children.values():
+        scores = store.client.get_metric_history(run.info.run_id, "fold/brier")
+        assert [point.step for point in scores] == [0, 1], "the third site was spared"
+        assert all(0 < point.value < 1 for point in scores)
