@@ -13,6 +13,11 @@ from matplotlib.figure import Figure
 from evaluation.figures.style import COLOURS, INK, NOISE, RULE, add_legend, open_axes
 
 WIDTH = 6.4  # inches
+MARK: Any = {
+    **{"textcoords": "offset points", "va": "center", "fontsize": 7.5, "zorder": 4},
+    "bbox": {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6},
+}
+MAX_VALUES = 5  # of a number that are written one by one
 MIN_DECADES = 1.0  # of positive numbers, from which an axis is logarithmic
 
 
@@ -80,7 +85,7 @@ def parallel_coordinates(trials: pd.DataFrame, arguments: Sequence[str], *, metr
         for place, name in enumerate(arguments):
             axes.axvline(place, color=RULE, linewidth=1.0, zorder=0)
             for height, text in scales[name][1]:
-                axes.annotate(text, (place, height), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+                axes.annotate(text, (place, height), (3, 0), **MARK)
         axes.set_xlim(-0.1, max(len(arguments) - 1, 0) + 0.45)
         axes.set_ylim(-0.06, 1.06)
         axes.set_yticks([])
@@ -101,7 +106,10 @@ def _scale(values: pd.Series) -> tuple[Any, list[tuple[float, str]]]:
         is_log = low > 0 and math.log10(high / low) >= MIN_DECADES
         ends = (math.log10(low), math.log10(high)) if is_log else (low, high)
         span = (ends[1] - ends[0]) or 1.0
-        marks = np.linspace(ends[0], ends[1], 4).tolist() if ends[0] < ends[1] else [ends[0]]
+        values_shown = sorted(set(numbers)) if numbers.nunique() <= MAX_VALUES else None
+        marks = np.linspace(ends[0], ends[1], 4).tolist()
+        if values_shown is not None:
+            marks = [math.log10(one) if is_log else one for one in values_shown]
 
         def height(value: Any) -> float:  # noqa: ANN401 - of a cell
             number = pd.to_numeric(value, errors="coerce")
