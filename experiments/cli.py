@@ -19,6 +19,7 @@ VERBS = {
     "crossval": "Compare arms on identical, frozen test participants, across sites and seeds.",
     "sweep": "Search for the best arguments of a training or a cross-validation, on one machine or many.",
     "best": "Print the best configuration that a sweep has found.",
+    "promote": "Register the model of a run under a name and an alias.",
     "compare": "Test what one run or table gains over another, on the participants they share.",
     "audit": "Look for leakage: shared participants, duplicates, site and label confounded.",
     "validate": "Evaluate a run or a configuration on the validation part.",

@@ -231,11 +231,10 @@ class Worker:
 
     def _tell(self, one: Running, code: int) -> None:
         """Tell Optuna, and the run, what became of a trial."""
-        stopped_by_us = self._stops and code in (INTERRUPTED, *(-number for number in STOP_SIGNALS))
         why = failure_of(one.job, code)
-        if stopped_by_us:
+        if self._stops and code in (INTERRUPTED, *(-number for number in STOP_SIGNALS)):
             self.queue.retry(one.trial, "stopped", counts=False)
-        elif code < 0 and not one.job.is_done:
+        elif (code < 0 or code == INTERRUPTED) and not one.job.is_done:
             self.queue.retry(one.trial, why or "")
         elif why is not None:
             self.queue.finish(one.trial.number, None, TrialState.FAIL, why)

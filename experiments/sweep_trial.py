@@ -4,6 +4,7 @@ A training is a run, a child of the sweep's; it predicts validation participants
 own: their scores are points of the trial's one run, and what is finished of them another attempt does not do again.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import pandas as pd
 from evaluation.assessment import assess
 from evaluation.predictions import normalise_predictions
 from evaluation.tasks import task_of
+from experiments.cli import INTERRUPTED
 from experiments.inner import best_rows
 from experiments.jobs import DONE, JOB, RUN
 from experiments.options import STEP_TIMEOUT
@@ -125,7 +127,10 @@ def _train(job: TrialJob, store: Store) -> None:
     cli.be_quiet()
     if (num := num_processes(cli)) > 1:
         cli.datamodule.prepare_data()
+        os.environ["MLFLOW_TRACKING_URI"] = store.uri  # not among the words: it may hold a password
         code = run_ranks(["job", str(job.folder), "--output-dir", str(store.output_folder)], num, store, STEP_TIMEOUT)
+        if code == INTERRUPTED:
+            raise Interrupted(f"{job.name} was interrupted")
         if code:
             raise ChildProcessError(f"The processes of {job.name} ended with exit code {code}.")
         return
@@ -136,7 +141,8 @@ def _train(job: TrialJob, store: Store) -> None:
         training = Training.resume(cli, point, store)
     else:
         key = RunKey(job.name, PROTOCOL, job.attempt, seed=cli.seed, name=job.name)
-        training = Training.start(cli, study=job.study, key=key, store=store, tags=job.tags)
+        known = job.run_id if job.run_id is not None and store.folder(job.run_id).is_dir() else None
+        training = Training.start(cli, study=job.study, key=key, store=store, tags=job.tags, run_id=known)
     if training.run_id:
         write_json(job.folder / RUN, {"run_id": training.run_id})
     reporting = Reporting(Link(job.folder), job.metric[0])
@@ -148,7 +154,7 @@ def _train(job: TrialJob, store: Store) -> None:
 
 
 def _resume_point(job: TrialJob, store: Store) -> ResumePoint | None:
-    if job.run_id is None:
+    if job.run_id is None or not store.folder(job.run_id).is_dir():
         return None
     try:
         return ResumePoint.of(str(store.folder(job.run_id)), [], store)
@@ -190,7 +196,8 @@ def best_values(folder: Path, metric: Sequence[str], direction: Sequence[str]) -
 def _score_folds(job: TrialJob, store: Store) -> None:
     """Train once for each fold, report its score, and take their mean."""
     started, link, stopped = time.time(), Link(job.folder), False
-    logger = RunLogger(store, job.study, job.name, {**job.tags, "protocol": PROTOCOL}, run_id=job.run_id)
+    known = job.run_id if job.run_id is not None and store.folder(job.run_id).is_dir() else None
+    logger = RunLogger(store, job.study, job.name, {**job.tags, "protocol": PROTOCOL}, run_id=known)
     write_json(job.folder / RUN, {"run_id": logger.run_id})
     status: RunStatus = "FAILED"
     try:

@@ -239,6 +239,30 @@ class Store:
             studies = {str(e.experiment_id): str(e.name) for e in self.client.search_experiments(max_results=50_000)}
             return [_run_info(run, studies) for run in self._search("attributes.status = 'RUNNING'", studies)]
 
+    def register_model(self, run_id: str, name: str, alias: str, artifact: str) -> str:
+        """Register what a run has trained as a new version of a model, and return the number of the version.
+
+        Args:
+            run_id: The run.
+            name: Name of the model, made where there is none.
+            alias: What the version is to be called; another version that is called so loses it.
+            artifact: Name of its weights among the artifacts of the run.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with _explained(f"register run {run_id} as {name}"):
+            try:
+                self.client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            known = [one for one in self.client.search_model_versions(f"name = '{name}'") if one.run_id == run_id]
+            version = (
+                known[0] if known else self.client.create_model_version(name, f"runs:/{run_id}/{artifact}", run_id)
+            )
+            self.client.set_registered_model_alias(name, alias, version.version)
+            return str(version.version)
+
     def set_status(self, run_id: str, status: RunStatus) -> None:
         """Set the status of a run; every status but RUNNING also sets its end time."""
         with _explained(f"set run {run_id} to {status}"):
