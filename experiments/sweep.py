@@ -4,6 +4,7 @@ Examples:
   fontanel sweep --config experiments/age2hie/phantom_sweep.yaml --num-trials 50 --num-workers 4
   fontanel sweep --config SWEEP --storage postgresql+psycopg2://USER@HOST/optuna
   fontanel sweep --join age2hie/phantom_sweep                      work on a sweep that is going on, also elsewhere
+  fontanel sweep --config SWEEP --outer-protocol cross-site        one sweep for each site, without its participants
   fontanel best age2hie/phantom_sweep > best.yaml                  the best configuration; fit takes it
 
 The sweep file names a base (a fit file, or a study file whose folds every trial is judged by), the space by dotted
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-workers", type=int, metavar="N", help="trials at once (default: one per GPU, or per core)"
     )
+    parser.add_argument(
+        "--outer-protocol",
+        metavar="NAME",
+        help="search within each training part of a protocol, such as cross-site: its test participants are never seen",
+    )
     parser.add_argument("--num-threads", type=int, default=1, metavar="N", help="threads of each trial (default: 1)")
     parser.add_argument("--study", metavar="NAME", help="name of the sweep (default: folder/name of the sweep file)")
     add_storage_argument(parser)
@@ -57,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.options import open_store
     from experiments.sweep_campaign import SweepCampaign
     from experiments.sweep_file import read_sweep
-    from experiments.sweep_plan import plan_sweep
+    from experiments.sweep_plan import plan_nested, plan_sweep
     from experiments.sweep_storage import open_storage, storage_uri
     from tracking.store import output_folder
 
@@ -68,11 +74,15 @@ def run(arguments: argparse.Namespace) -> int:
     sweep = configured_sweep(read_sweep(arguments.config), arguments)
     words = [*arguments.rest, *(["--data.allow_unverified", "true"] if arguments.allow_unverified else [])]
     store = open_store(arguments)
-    plan = plan_sweep(sweep, words, store, arguments.num_threads)
+    if arguments.outer_protocol is None:
+        plans = [plan_sweep(sweep, words, store, arguments.num_threads)]
+    else:
+        plans = plan_nested(sweep, words, store, arguments.outer_protocol, arguments.num_threads)
     if arguments.dry_run:
-        print(plan.overview())
+        print("\n".join(plan.overview() for plan in plans))
         return 0
-    return SweepCampaign.create(plan, open_storage(uri), store).run(arguments.num_workers)
+    storage = open_storage(uri)
+    return max(SweepCampaign.create(plan, storage, store).run(arguments.num_workers) for plan in plans)
 
 
 def configured_sweep(sweep: "Sweep", arguments: argparse.Namespace) -> "Sweep":

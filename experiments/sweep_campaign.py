@@ -73,7 +73,9 @@ class SweepCampaign:
                 tags[PARENT_TAG] = parent_id
             num = num_workers or default_workers()
             watch = _Lines(self.plan.sweep.name)
-            worker = Worker(self.plan.sweep, self.queue, words, folds, folder, self.store, num, tags, watch)
+            worker = Worker(
+                self.plan.sweep, self.plan.study, self.queue, words, folds, folder, self.store, num, tags, watch
+            )
             worker.run()
             if parent is None:
                 print(f"Nothing waits any more: {worker.counts()}.")
@@ -119,8 +121,10 @@ class SweepCampaign:
         known = study.user_attrs.get(PARENT)
         if known is not None and not self.store.folder(known).is_dir():
             known = None
-        tags = {"study": sweep.name, "kind": KIND, "metric": ", ".join(sweep.metric)}
-        parent = RunLogger(self.store, sweep.name, f"sweep-{sweep.name.rpartition('/')[2]}", tags, run_id=known)
+        tags = {"study": self.plan.study, "kind": KIND, "metric": ", ".join(sweep.metric)}
+        if sweep.name != self.plan.study:
+            tags["sweep_group"] = self.plan.study
+        parent = RunLogger(self.store, self.plan.study, f"sweep-{sweep.name.rpartition('/')[2]}", tags, run_id=known)
         study.set_user_attr(PARENT, parent.run_id)
         status: RunStatus = "FAILED"
         try:

@@ -93,6 +93,7 @@ class Worker:
 
     Args:
         sweep: What is searched.
+        study: MLflow experiment.
         queue: Its trials.
         words: Words of the configuration that every trial starts from.
         folds: Files of the folds of every trial; none where a trial is one training.
@@ -104,6 +105,7 @@ class Worker:
     """
 
     sweep: Sweep
+    study: str
     queue: TrialQueue
     words: tuple[str, ...]
     folds: tuple[str, ...]
@@ -192,7 +194,7 @@ class Worker:
         job = TrialJob(
             slot_of(trial),
             attempt,
-            self.sweep.name,
+            self.study,
             (*self.words, *(word for name, value in chosen.items() for word in (f"--{name}", as_word(value)))),
             folder,
             self.sweep.metric,

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,8 @@ import yaml
 
 from experiments.cli import main
 from experiments.runtime import FontanelCLI
+from experiments.sweep_file import read_sweep
+from experiments.sweep_plan import plan_nested
 from tracking.store import Store
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -156,3 +159,52 @@ def test_folds_are_scored_one_by_one_and_a_hopeless_trial_is_stopped(tiny_cohort
         scores = store.client.get_metric_history(run.info.run_id, "fold/brier")
         assert [point.step for point in scores] == [0, 1], "the third site was spared"
         assert all(0 < point.value < 1 for point in scores)
+
+
+def nested_study(folder):
+    study = {"base": str(CONF / "outcome_classification.yaml"), "protocol": "k-fold", "num_folds": 2}
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**study, "external_sites": ["west"]}), encoding="utf-8")
+    return write_sweep(folder, base=str(path), metric="brier")
+
+
+@pytest.mark.parametrize("kind", ["study", "fit"])
+def test_a_nested_sweep_sees_nobody_who_is_tested(kind, tiny_cohort, tmp_path):
+    store = SimpleNamespace(output_folder=tmp_path)
+    sweep = read_sweep(nested_study(tmp_path) if kind == "study" else write_sweep(tmp_path))
+    words = ["--data.table", str(tiny_cohort)]
+    frame = pd.read_csv(tiny_cohort, sep="\t")
+    plans = plan_nested(sweep, words, store, "cross-site")
+    assert [plan.sweep.name.partition("@")[2] for plan in plans] == ["north", "south", "west"]
+    for plan in plans:
+        tested = {
+            f"tiny/{name}" for name in frame[frame["site"] == plan.sweep.name.partition("@")[2]]["participant_id"]
+        }
+        assert len(plan.folds) == (2 if kind == "study" else 1)
+        for fold in plan.folds:
+            seen = {*fold.keys("train"), *fold.keys("val")}
+            assert not tested & seen
+            assert tested <= set(fold.keys("unused"))
+            assert len(fold.keys("val")) > 2
+        judged = [key for fold in plan.folds for key in fold.keys("val")]
+        assert kind == "fit" or sorted(judged) == sorted(set(judged)), "each is judged by once"
+
+
+def test_a_signal_of_the_outer_test_site_changes_nothing_that_is_chosen(make_tiny_cohort, tmp_path, make_database):
+    chosen = []
+    for name in ("plain", "planted"):
+        table = make_tiny_cohort(tmp_path / name / "tiny", 30)
+        frame = pd.read_csv(table, sep="\t")
+        west = frame["site"] == "west"
+        if name == "planted":
+            frame.loc[west, "outcome"] = 1 - frame.loc[west, "outcome"]
+            frame.to_csv(table, sep="\t", index=False)
+        output = tmp_path / name / "out"
+        make_database(output)
+        more = ["--outer-protocol", "external", "--num-trials", "2", "--trainer.max_epochs", "1", "--allow-unverified"]
+        assert main(words(nested_study(tmp_path), table, output, *more, "--num-workers", "1")) == 0
+        store, parent, _ = runs_of(output)
+        assert parent.data.tags["sweep_group"] == "tests/sweep"
+        chosen.append(table_of(store, parent).drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*chosen, check_exact=True)
+    assert chosen[0]["brier"].nunique() == 2
