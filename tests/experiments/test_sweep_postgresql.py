@@ -1,0 +1,80 @@
+"""PostgreSQL behind MLflow and Optuna: workers that know nothing of each other do exactly what was asked."""
+
+import importlib.util
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from experiments.sweep_file import Sweep
+from experiments.sweep_queue import TrialQueue, slot_of
+from experiments.sweep_space import Space
+from experiments.sweep_storage import open_storage, storage_uri
+from tracking.logger import RunLogger
+from tracking.store import Store
+
+HARNESS = Path(__file__).parent.parent / "harness" / "postgresql.py"
+SPACE = {"x": {"low": 0.0, "high": 1.0}}
+SWEEP = Sweep("tests/postgresql", Path("fit.yaml"), SPACE, ("val/loss",), num_trials=100)
+NUM_WORKERS = 4
+
+
+@pytest.fixture(scope="module")
+def databases():
+    """A function that makes a database on a server of its own."""
+    spec = importlib.util.spec_from_file_location("postgresql_harness", HARNESS)
+    harness = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(harness)
+    if (programs := harness.find_programs()) is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    with harness.postgresql(programs) as make:
+        yield make
+
+
+def work(uri, tracking, folder):
+    """Take trials until none is left; each logs one point to MLflow."""
+    queue, _ = TrialQueue.join(SWEEP.name, open_storage(uri))
+    store = Store(tracking, folder)
+    while (trial := queue.take(SWEEP)) is not None:
+        value = Space.read(SPACE).suggest(trial)["x"]
+        logger = RunLogger(store, SWEEP.name, f"trial-{slot_of(trial)}", {"trial": str(slot_of(trial))})
+        logger.log_metrics({"val/loss": value}, step=0)
+        logger.close("FINISHED")
+        assert queue.finish(trial.number, [value], TrialState.COMPLETE)
+
+
+@pytest.mark.services
+def test_four_workers_finish_a_hundred_trials_and_lose_no_metric(databases, tmp_path):
+    uri, tracking = storage_uri(databases("optuna"), tmp_path), databases("mlflow")
+    store = Store(tracking, tmp_path)
+    queue = TrialQueue.create(SWEEP, open_storage(uri), {}, seed=0)
+    queue.fill(SWEEP.num_trials)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(uri, tracking, tmp_path / str(n))) for n in range(NUM_WORKERS)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * NUM_WORKERS
+    trials = queue.trials()
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    assert sorted(map(slot_of, trials)) == list(range(SWEEP.num_trials))
+    (study,) = [one for one in store.client.search_experiments() if one.name != "Default"]
+    runs = store.client.search_runs([study.experiment_id], max_results=1000)
+    logged = {int(run.data.tags["trial"]): run.data.metrics["val/loss"] for run in runs}
+    assert len(runs) == SWEEP.num_trials
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert logged == {slot_of(trial): pytest.approx(trial.value) for trial in trials}
+    assert len({trial.user_attrs["owner"]["pid"] for trial in trials}) == NUM_WORKERS
+
+
+@pytest.mark.services
+def test_a_password_in_the_address_is_not_shown(databases, tmp_path):
+    uri = databases("secrets")
+    queue = TrialQueue.create(SWEEP, open_storage(uri), {"config": "x"}, seed=0)
+    assert "loopback-only" not in repr(queue.study().user_attrs)
+    broken = uri.replace("/secrets", "/nowhere")
+    with pytest.raises(ValueError, match="cannot be opened") as caught:
+        open_storage(broken)
+    assert "loopback-only" not in str(caught.value)
