@@ -2,7 +2,7 @@
 
 Examples:
   fontanel sweep --config experiments/age2hie/phantom_sweep.yaml --num-trials 50 --num-workers 4
-  fontanel sweep --config SWEEP --storage postgresql+psycopg2://USER@HOST/optuna
+  FONTANEL_STORAGE=postgresql+psycopg2://USER:PASSWORD@HOST/optuna fontanel sweep --config SWEEP
   fontanel sweep --join age2hie/phantom_sweep                      work on a sweep that is going on, also elsewhere
   fontanel sweep --config SWEEP --outer-protocol cross-site        one sweep for each site, without its participants
   fontanel best age2hie/phantom_sweep > best.yaml                  the best configuration; fit takes it
@@ -54,7 +54,8 @@ def add_storage_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         metavar="URI",
-        help="where trials are kept: sqlite:///FILE.db, journal://FILE or postgresql://...",
+        help="where trials are kept: sqlite:///FILE.db, journal://FILE, postgresql://... (FONTANEL_STORAGE, else a file in "
+        "the output folder)",
     )
 
 

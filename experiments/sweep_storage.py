@@ -3,6 +3,7 @@
 sqlite is put in WAL mode: at its defaults, eight workers finish a sixth of the trials that one does.
 """
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,15 +28,16 @@ BUSY_TIMEOUT = 60_000  # milliseconds that a writer waits for another
 
 
 def storage_uri(explicit: str | None, folder: Path) -> str:
-    """Return the storage of a sweep: the given one, else a file in the output folder.
+    """Return the storage of a sweep: the given one, else `FONTANEL_STORAGE`, else a file in the output folder.
 
     Args:
-        explicit: Value of `--storage`.
+        explicit: Value of `--storage`; an address with a password belongs in the environment, where nobody reads it.
         folder: Output folder; on a network filesystem the file is a journal, for the locks of sqlite do not hold there.
 
     Raises:
         StoreError: The given one is sqlite on a network filesystem, or no storage.
     """
+    explicit = explicit or os.environ.get("FONTANEL_STORAGE")
     if explicit is None:
         on_network = network_filesystem(folder) is not None
         return f"{JOURNAL}{folder / LOG}" if on_network else f"sqlite:///{folder / DATABASE}"
