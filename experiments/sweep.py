@@ -54,8 +54,8 @@ def add_storage_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         metavar="URI",
-        help="where trials are kept: sqlite:///FILE.db, journal://FILE, postgresql://... (FONTANEL_STORAGE, else a file in "
-        "the output folder)",
+        help="where trials are kept: sqlite:///FILE.db, journal://FILE or postgresql://... (FONTANEL_STORAGE, else a "
+        "file in the output folder)",
     )
 
 
