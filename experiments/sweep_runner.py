@@ -14,6 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.cli import INTERRUPTED
@@ -21,11 +22,11 @@ from experiments.launcher import STOPPING, failure_of, forkserver, send_stop, st
 from experiments.study import as_word
 from experiments.sweep_file import Sweep
 from experiments.sweep_link import Listener
-from experiments.sweep_queue import ATTEMPT, BEAT_INTERVAL, CHOSEN, FOLDER, OVER, TrialQueue, slot_of
+from experiments.sweep_queue import ATTEMPT, BEAT_INTERVAL, CHOSEN, FOLDER, TrialQueue, slot_of
 from experiments.sweep_space import Space
 from experiments.sweep_trial import TrialJob
 from tracking.interruption import STOP_SIGNALS, Interrupted
-from tracking.store import Store
+from tracking.store import Store, StoreError
 
 INTERVAL = 0.05  # seconds between two looks
 IDLE_INTERVAL = 2.0  # seconds between two looks at the trials of others
@@ -127,7 +128,7 @@ class Worker:
         self._space = Space.read(self.sweep.space)
         self._lanes = list(range(self.num_workers))
         self._deadline = math.inf if self.sweep.max_hours is None else time.monotonic() + 3600 * self.sweep.max_hours
-        beat = look = -math.inf
+        beat = look = self._next_look = -math.inf
         before = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
         try:
             while True:
@@ -176,14 +177,14 @@ class Worker:
         return counts.waiting == counts.running == 0
 
     def _fill_lanes(self) -> None:
-        while self._lanes and not self._stops and time.monotonic() < self._deadline:
+        while self._lanes and not self._stops and self._next_look <= time.monotonic() < self._deadline:
             trial = self.queue.take(self.sweep)
-            if trial is None and self.sweep.num_trials is None:
+            if trial is not None:
+                self._start(trial)
+            elif self.sweep.num_trials is None:
                 self.queue.extend()
-                continue
-            if trial is None:
-                return
-            self._start(trial)
+            else:
+                self._next_look = time.monotonic() + IDLE_INTERVAL
 
     def _start(self, trial: Trial) -> None:
         chosen = self._space.suggest(trial)
@@ -208,18 +209,33 @@ class Worker:
         self._running[trial.number] = Running(trial, job, process, lane, Listener(folder))
 
     def _beat(self) -> None:
-        for one in self._running.values():
-            self.queue.beat(one.trial)
+        for one in list(self._running.values()):
+            try:
+                self.queue.beat(one.trial)
+            except UpdateFinishedTrialError:
+                self._lose(one)
         self.queue.reap(tuple(self._running))
 
     def _listen(self) -> None:
-        for one in self._running.values():
+        for one in list(self._running.values()):
             for step, value in one.listener.news():
                 stop = False
-                if len(self.sweep.metric) == 1:
-                    one.trial.report(value, step)
-                    stop = bool(one.trial.should_prune())
+                try:
+                    if len(self.sweep.metric) == 1:
+                        one.trial.report(value, step)
+                        stop = bool(one.trial.should_prune())
+                except UpdateFinishedTrialError:
+                    self._lose(one)
+                    break
                 one.listener.answer(stop)
+
+    def _lose(self, one: Running) -> None:
+        """End a trial that others have taken up: this machine was away for too long."""
+        sys.stderr.write(f"{one.job.name} is given up here: others took this worker for dead, and go on with it.\n")
+        one.process.kill()
+        one.process.join()
+        del self._running[one.trial.number]
+        self._lanes.append(one.lane)
 
     def _collect(self) -> None:
         for number, one in list(self._running.items()):
@@ -227,8 +243,10 @@ class Worker:
                 continue
             one.process.join()
             self._listen()
-            del self._running[number]
+            if self._running.pop(number, None) is None:
+                continue
             self._lanes.append(one.lane)
+            self._next_look = -math.inf
             self._tell(one, one.process.exitcode)
 
     def _tell(self, one: Running, code: int) -> None:
@@ -254,7 +272,10 @@ class Worker:
         if one.job.run_id is None:
             return
         state = next(trial.state for trial in self.queue.trials() if trial.number == one.trial.number)
-        self.store.client.set_tag(one.job.run_id, "trial_state", state.name.lower() if state in OVER else "waiting")
+        try:
+            self.store.set_tag(one.job.run_id, "trial_state", state.name.lower())
+        except StoreError as error:
+            sys.stderr.write(f"{error} The trial counts all the same.\n")
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         """Hand the wish to stop to all trials once; a second Ctrl-C ends them at once."""

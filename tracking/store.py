@@ -263,6 +263,11 @@ class Store:
             self.client.set_registered_model_alias(name, alias, version.version)
             return str(version.version)
 
+    def set_tag(self, run_id: str, name: str, value: str) -> None:
+        """Set a tag of a run."""
+        with _explained(f"set the tag {name} of run {run_id}"):
+            self.client.set_tag(run_id, name, value)
+
     def set_status(self, run_id: str, status: RunStatus) -> None:
         """Set the status of a run; every status but RUNNING also sets its end time."""
         with _explained(f"set run {run_id} to {status}"):

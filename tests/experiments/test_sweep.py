@@ -114,11 +114,14 @@ def wait_for(pattern, folder, pid, commands, patience=120.0):
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("num_devices", [1, 2])
 def test_a_worker_that_is_killed_leaves_nothing_running_and_its_trial_goes_on(
-    tiny_cohort, tmp_path, make_database, commands
+    num_devices, tiny_cohort, tmp_path, make_database, commands
 ):
     make_database(tmp_path)
     longer = ["--num-trials", "1", "--num-workers", "1", "--trainer.max_epochs", "40"]
+    if num_devices > 1:
+        longer += ["--trainer.devices", str(num_devices), "--trainer.strategy", "ddp"]
     command = words(write_sweep(tmp_path), tiny_cohort, tmp_path, *longer)
     pid = commands.start(command, tmp_path / "log")
     wait_for("runs/*/checkpoints/step-*.ckpt", tmp_path, pid, commands)
