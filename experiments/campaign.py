@@ -1,6 +1,5 @@
 """A cross-validation from its plan to its tables: one parent run, one child for each job, one table at the end."""
 
-import os
 import sys
 import time
 import warnings
@@ -139,7 +138,7 @@ class Campaign:
         again = "interrupted; repeat the same command to go on: what is finished is kept."
         try:
             with watching(self.workplan.name) as watch:
-                return run_jobs(jobs, self.store, launcher, num_workers or default_workers(), watch)
+                return run_jobs(jobs, self.store, launcher, num_workers, watch, self.workplan.study.slurm)
         except Interrupted:
             raise Interrupted(again) from None
 
@@ -198,13 +197,6 @@ class Campaign:
             sys.stderr.write(f"  {names[0]}{f' and {count - 1} more' if count > 1 else ''}: {reason}\n")
         sys.stderr.write("Mend the cause and repeat the same command: only these jobs are done again.\n")
         return FAILED
-
-
-def default_workers() -> int:
-    """Return how many jobs to do at once: one per GPU, or one per core."""
-    import torch
-
-    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ Examples:
   fontanel crossval --config experiments/age2hie/crossval.yaml --protocol cross-site --pretrained pretrained=RUN
   fontanel crossval --config STUDY --arms scratch,pretrained,lesion-burden --num-seeds 3 --launcher processes
   fontanel crossval --config STUDY --protocol same-site --match-train-size
+  fontanel crossval --config STUDY --launcher slurm                   with `slurm: {partition: gpu, time: 240}` in STUDY
   fontanel crossval --config finetune.yaml --protocol k-fold          a fit file is a study of one arm
 
 Protocols: same-site trains on the rest of a fold's own site; multi-site on that and all other sites; cross-site on the
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     study.add_argument("--primary-metric", metavar="NAME", help="the metric that decides (default: that of the task)")
     study.add_argument("--study", metavar="NAME", help="MLflow experiment (default: folder/name of the study file)")
     work = parser.add_argument_group("the work")
-    work.add_argument("--launcher", default="inline", metavar="HOW", help="inline (default), or processes")
+    work.add_argument("--launcher", default="inline", metavar="HOW", help="inline (default), processes, or slurm")
     work.add_argument("--num-workers", type=int, metavar="N", help="jobs at once (default: one per GPU, or per core)")
     work.add_argument("--num-threads", type=int, default=1, metavar="N", help="threads of each job (default: 1)")
     work.add_argument("--dry-run", action="store_true", help="draw and print the jobs, and stop")

@@ -41,6 +41,10 @@ class Runnable(Protocol):
     """What a launcher asks of a job that was prepared in a folder."""
 
     @property
+    def name(self) -> str:
+        """Name of its run."""
+
+    @property
     def folder(self) -> Path:
         """Where it leaves what it has done."""
 

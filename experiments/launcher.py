@@ -1,8 +1,8 @@
 """Launchers: how the jobs of a cross-validation are done, one after another here, or several at once.
 
 `inline` does them in this process. `processes` gives each a process of its own (its memory is returned when it ends),
-on a GPU of its own where there are some. Who is killed loses nothing that a job has finished: the queue is the folders
-of the jobs, and the same command goes on where it was.
+on a GPU of its own where there are some. `slurm` gives them to a cluster. Who is killed loses nothing that a job has
+finished: the queue is the folders of the jobs, and the same command goes on where it was.
 """
 
 import contextlib
@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from experiments.cli import FAILED, INTERRUPTED, describe
 from experiments.jobs import Job, Runnable, read_job, run_job
@@ -26,8 +26,8 @@ from experiments.memory import keep_freed_memory
 from tracking.interruption import STOP_SIGNALS, Interrupted
 from tracking.store import Store
 
-Launcher = Literal["inline", "processes"]
-LAUNCHERS: tuple[Launcher, ...] = ("inline", "processes")
+Launcher = Literal["inline", "processes", "slurm"]
+LAUNCHERS: tuple[Launcher, ...] = ("inline", "processes", "slurm")
 LOG = "log.txt"
 INTERVAL = 0.05  # seconds between two looks
 STOPPING = "\nStopping the jobs at their next batch, after a checkpoint; Ctrl-C again quits at once.\n"
@@ -60,7 +60,7 @@ class Progress:
         left = self.total - self.done - len(self.failed)
         return (time.monotonic() - self.started) / self.fresh * left if self.fresh else None
 
-    def finish(self, job: Job, error: str | None) -> None:
+    def finish(self, job: Runnable, error: str | None) -> None:
         """Count a job that has ended."""
         self.running.pop(job.name, None)
         if error is None:
@@ -72,15 +72,23 @@ class Progress:
 Watcher = Callable[[Progress], None]
 
 
-def run_jobs(jobs: Sequence[Job], store: Store, launcher: Launcher, num_workers: int, watch: Watcher) -> Progress:
+def run_jobs(
+    jobs: Sequence[Job],
+    store: Store,
+    launcher: Launcher,
+    num_workers: int | None,
+    watch: Watcher,
+    resources: Mapping[str, Any] | None = None,
+) -> Progress:
     """Do every job that is not done; those that fail are named at the end, and done anew by the next call.
 
     Args:
         jobs: What is to be done, in order.
         store: Where their runs are kept.
         launcher: How.
-        num_workers: Processes at once, for `processes`.
+        num_workers: How many at once: by default one per GPU or core, and as many as the cluster takes.
         watch: Called whenever something may have changed.
+        resources: What each job needs of a cluster.
 
     Raises:
         Interrupted: A signal asked to stop; what was running has saved a checkpoint.
@@ -90,9 +98,20 @@ def run_jobs(jobs: Sequence[Job], store: Store, launcher: Launcher, num_workers:
     watch(progress)
     if launcher == "inline":
         _run_inline(waiting, store, progress, watch)
-    else:
-        _Pool(store, num_workers, progress, watch).run(waiting)
+    elif launcher == "processes":
+        _Pool(store, num_workers or default_workers(), progress, watch).run(waiting)
+    elif waiting:
+        from experiments.slurm import Cluster
+
+        Cluster(waiting[0].folder.parent, resources or {}, store).run(waiting, num_workers, progress, watch)
     return progress
+
+
+def default_workers() -> int:
+    """Return how many jobs to do at once: one per GPU, or one per core."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
 
 
 def _run_inline(waiting: Sequence[Job], store: Store, progress: Progress, watch: Watcher) -> None:

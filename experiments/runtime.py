@@ -30,13 +30,15 @@ from tracking.shipping import find_folder
 from tracking.store import Store, StoreError
 
 # Lightning advertises and repeats the obvious on every start. Its warnings stay, but for those about torch's internals,
-# the checkpoint keeper that an evaluation does not need, loader processes, which we do without, and few steps an epoch.
+# the checkpoint keeper that an evaluation does not need, loader processes, which we do without, few steps an epoch, and
+# `srun`, which our launcher uses where it is wanted.
 warnings.formatwarning = format_warning  # Lightning has put its own in its place when it was imported
 for name in ("pytorch_lightning", "lightning_fabric"):
     logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated", module=r"pytorch_lightning\..*")
 warnings.filterwarnings("ignore", message=r".*does not have many workers", module=r"pytorch_lightning\..*")
 warnings.filterwarnings("ignore", message=r"The number of training batches", module=r"pytorch_lightning\..*")
+warnings.filterwarnings("ignore", message=r"The `srun` command is available on your system but is not used")
 warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`", module=r"pytorch_lightning\..*")
 
 TRAINER_DEFAULTS = {"num_sanity_val_steps": 0, "use_distributed_sampler": False, "log_every_n_steps": 1}

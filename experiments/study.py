@@ -83,6 +83,7 @@ class Study:
         external_sites: Sites that the protocol `external` tests.
         num_inner_folds: Folds within each training that choose threshold, temperature and number of epochs; 0 takes
             them from the validation part.
+        slurm: What each job needs of a cluster, by the names of `sbatch`; see `experiments.slurm`.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Study:
     val_fraction: float | None = None
     external_sites: tuple[str, ...] = ()
     num_inner_folds: int = 0
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.campaign import default_workers
 from experiments.cli import DONE, FAILED
+from experiments.launcher import default_workers
 from experiments.runtime import ConfigurationError
 from experiments.sweep_conclusion import SweepConclusion
 from experiments.sweep_plan import SweepPlan
