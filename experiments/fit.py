@@ -86,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         training = Training.resume(cli, point, store)
     training.run()
-    if run_id := training.run_id:
+    if training.speaks:
+        run_id = training.run_id
         print(f"Run {run_id} of {training.contract.study}. Next:\n  fontanel test {run_id}\n  fontanel ui")
     return 0

@@ -154,7 +154,7 @@ def _run(job: Job, store: Store, quiet: bool) -> None:
         _run_in_processes(job, cli, num, store)
         return
     training = _training(job, cli, point, store)
-    if training.run_id:
+    if training.speaks:
         write_json(job.folder / RUN, {"run_id": training.run_id})
     if job.baseline:
         rows, facts = baseline_rows(cli, job.baseline)
@@ -164,7 +164,7 @@ def _run(job: Job, store: Store, quiet: bool) -> None:
         if point is None or not point.is_done:
             training.run()
         rows, step = score_all(training)
-    if not training.run_id:
+    if not training.speaks:
         return  # the first process of several speaks for all
     session = Session.reopen(training.contract, store, num_replicates=0)
     session.keep_predictions(rows, step)

@@ -206,7 +206,8 @@ def pictures(folder: Path, run_name: str) -> "list[Picture]":
     found = []
     for _, rows in table.groupby(["output", "method", "toward"], sort=False):
         first = rows.iloc[0]
-        request, mask = Request(folder, first["method"], first["toward"]), str(rows["mask"].fillna("").iloc[0])
+        request = Request(folder, first["method"], first["toward"])
+        mask = first["mask"] if isinstance(first["mask"], str) else ""  # an empty column is read as one of numbers
         people = count_text(rows["participant_id"].nunique(), "participant")
         parts = " and ".join(sorted(set(rows["split"])))
         what = f"{NAMES[request.method]} of {first['output']} in {people} ({parts}), run {run_name}"

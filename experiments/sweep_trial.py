@@ -143,12 +143,12 @@ def _train(job: TrialJob, store: Store) -> None:
         key = RunKey(job.name, PROTOCOL, job.attempt, seed=cli.seed, name=job.name)
         known = job.run_id if job.run_id is not None and store.folder(job.run_id).is_dir() else None
         training = Training.start(cli, study=job.study, key=key, store=store, tags=job.tags, run_id=known)
-    if training.run_id:
+    if training.speaks:
         write_json(job.folder / RUN, {"run_id": training.run_id})
     reporting = Reporting(Link(job.folder), job.metric[0])
     if point is None or not point.is_done:
         training.run([reporting])
-    if training.run_id:
+    if training.speaks:
         values = best_values(training.folder, job.metric, job.direction)
         job.finish(values, stopped=reporting.stopped, seconds=time.time() - started)
 

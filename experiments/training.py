@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning import Callback
+from pytorch_lightning.utilities import rank_zero_only
 
 from experiments.leakage import TESTED_PARTS, Pretraining, read_pretraining, require_disjoint
 from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI, locate_weights, rebuild
@@ -134,6 +135,11 @@ class Training:
     def run_id(self) -> str:
         """Id of the run."""
         return self.contract.run_id
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process is the one of several that leaves results; the others train along."""
+        return bool(self.run_id) and rank_zero_only.rank == 0  # type: ignore[attr-defined]  # set by Lightning
 
     @property
     def folder(self) -> Path:

@@ -109,6 +109,9 @@ def test_a_participant_of_the_training_is_shown_when_named_and_the_table_says_so
     assert (row["split"], row["map"]) == ("train", f"{row['participant_id']}_age_guided-backprop-lower.nii.gz")
     assert f"tiny/{row['participant_id']}" == someone
     assert np.isfinite(row["target"])
+    assert main(["test", run_id, "--output-dir", str(output)]) == 0
+    page = output / "runs" / run_id / "report.html"
+    assert "Guided backpropagation of age in 1 participant (train)" in page.read_text(encoding="utf-8")
 
 
 def test_only_those_held_out_are_chosen_and_unknown_names_are_refused(tiny_cohort):

@@ -41,8 +41,9 @@ def take(queue):
     return trial
 
 
-def work(uri):
+def work(uri, barrier):
     queue, _ = TrialQueue.join("tests/sweep", open_storage(uri))
+    barrier.wait()
     while (trial := take(queue)) is not None:
         queue.finish(trial.number, [trial.params["x"]], TrialState.COMPLETE)
 
@@ -53,7 +54,8 @@ def test_workers_together_do_exactly_what_was_asked(kind, tmp_path):
     queue = TrialQueue.create(SWEEP, open_storage(uri), {}, seed=0)
     queue.fill(24)
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(uri,)) for _ in range(3)]
+    barrier = context.Barrier(3)
+    workers = [context.Process(target=work, args=(uri, barrier)) for _ in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
