@@ -11,8 +11,7 @@ import sys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `fontanel best`."""
-    from experiments.options import add_store_arguments
-    from experiments.sweep import add_storage_argument
+    from experiments.options import add_storage_argument, add_store_arguments
 
     parser.add_argument("name", metavar="SWEEP", help="name of the sweep")
     add_storage_argument(parser)
@@ -25,11 +24,11 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.sweep_plan import SweepPlan
     from experiments.sweep_queue import TrialQueue, slot_of
     from experiments.sweep_storage import open_storage, storage_uri
-    from tracking.store import output_folder
+    from tracking.addresses import output_folder
 
     storage = open_storage(storage_uri(arguments.storage, output_folder(arguments.output_dir)))
     queue, definition = TrialQueue.join(arguments.name, storage)
-    plan = SweepPlan.from_json(definition)
+    plan = SweepPlan.from_json(definition, *queue.budget())
     found = SweepConclusion(plan, queue)
     best = found.best
     shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(plan.sweep.metric, best.values, strict=True))

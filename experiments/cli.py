@@ -32,6 +32,7 @@ VERBS = {
     "sync": "Deliver to the store what runs have left on this machine while it was away.",
     "cache": "Show, check, limit or clear the cache of preprocessed volumes.",
     "ui": "Open the MLflow UI on the store.",
+    "serve": "Serve MLflow to a team, with a password.",
     "doctor": "Check store, cache, memory, devices and numerics; settle runs that a crash left behind.",
 }
 PACKAGES = ("datamodules", "evaluation", "experiments", "lightning_modules", "tracking")

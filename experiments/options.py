@@ -20,9 +20,20 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_storage_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names where trials are kept."""
+    parser.add_argument(
+        "--storage",
+        metavar="URI",
+        help="where trials are kept: sqlite:///FILE.db, journal://FILE or postgresql://... (FONTANEL_STORAGE, else a "
+        "file in the output folder)",
+    )
+
+
 def open_store(arguments: argparse.Namespace) -> "Store":
     """Open the store that the options name, making a fresh one where there is none."""
-    from tracking.store import Store, output_folder, tracking_uri
+    from tracking.addresses import output_folder, tracking_uri
+    from tracking.store import Store
 
     folder = output_folder(arguments.output_dir)
     return Store(tracking_uri(arguments.tracking_uri, folder), folder)

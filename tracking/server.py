@@ -5,21 +5,27 @@ import contextlib
 import http.client
 import ipaddress
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tracking.files import make_private_folder
+from tracking.addresses import check_filesystem, sqlite_path
+from tracking.errors import StoreError
+from tracking.files import make_private_folder, write_file
 from tracking.processes import dies_with_parent
-from tracking.redaction import redact_text
-from tracking.store import Store, StoreError, check_filesystem, sqlite_path
+from tracking.redaction import redact_text, redact_uri
+from tracking.store import Store
 
 HOST = "127.0.0.1"
+EVERYWHERE = ("0.0.0.0", "::")
 READY_TIMEOUT = 120.0  # seconds; about 15 on two idle cores
 KILL_TIMEOUT = 2.0  # seconds that a killed process may need to be gone
 STOP_TIMEOUT = 10.0  # seconds until what does not stop by itself is killed
@@ -37,22 +43,41 @@ class TrackingServer:
         uri: URI of the store, a database.
         folder: Output folder, whose `artifacts` it serves; its log is `server.log` there.
         port: Port to listen on; 0 takes a free one.
-        host: Loopback address to listen on.
+        host: Address to listen on.
+        password: Of the user `admin`, who makes the others: everybody is asked for one. None asks nobody.
+        names: Further names under which it answers, such as that of a proxy.
+        num_workers: Processes that answer.
 
     Raises:
-        StoreError: If the host is not loopback.
+        StoreError: If the host is not loopback and nobody is asked for a password, or what asks is not installed.
     """
 
-    def __init__(self, uri: str, folder: Path, port: int = 5000, host: str = HOST) -> None:
-        if not _is_loopback(host):
+    def __init__(
+        self,
+        uri: str,
+        folder: Path,
+        port: int = 5000,
+        host: str = HOST,
+        *,
+        password: str | None = None,
+        names: Sequence[str] = (),
+        num_workers: int = 1,
+    ) -> None:
+        if password is None and not _is_loopback(host):
             raise StoreError(
-                f"The server would be open to the network on '{host}', without a password. It listens on {HOST} only; "
-                "from another machine, reach it through: ssh -L 5000:127.0.0.1:5000 THIS-MACHINE"
+                f"The server would be open to the network on '{host}', without a password. It listens on {HOST} only "
+                "unless it asks for one: fontanel serve --auth. From another machine, you reach it through: ssh -L "
+                "5000:127.0.0.1:5000 THIS-MACHINE"
             )
+        if password is not None and find_spec("flask_wtf") is None:
+            raise StoreError("To ask for a password, MLflow needs Flask-WTF: pip install 'fontanel[serve]'")
         self.uri = uri
         self.folder = folder
         self.host = host
         self.port = port
+        self.password = password
+        self.names = tuple(names)
+        self.num_workers = num_workers
         self.log = folder / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -64,6 +89,16 @@ class TrackingServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def name(self) -> str:
+        """What stands before its address."""
+        return "MLflow UI"
+
+    @property
+    def what(self) -> str:
+        """What it serves, and how long its start takes."""
+        return f"the MLflow server on {sqlite_path(self.uri) or redact_uri(self.uri)}; this takes about 15 s"
 
     @property
     def address(self) -> str:
@@ -135,8 +170,11 @@ class TrackingServer:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def _command(self) -> list[str]:
+        own = [self._authority, f"{HOST}:{self.port}", f"localhost:{self.port}"]
+        behind = [one for name in self.names for one in (name, f"{name}:{self.port}")]
         command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
-        command += ["--allowed-hosts", f"{self._authority},localhost:{self.port}", "--workers", "1"]
+        command += ["--allowed-hosts", ",".join(dict.fromkeys([*own, *behind])), "--workers", str(self.num_workers)]
+        command += ["--app-name", "basic-auth"] if self.password is not None else []
         return [*command, "--artifacts-destination", (self.folder / "artifacts").as_uri()]
 
     def _environment(self) -> dict[str, str]:
@@ -147,10 +185,28 @@ class TrackingServer:
             if not name.lstrip("_").startswith(("MLFLOW_", "UVICORN_"))
         }
         return kept | {
+            **self._authentication(),
             "MLFLOW_BACKEND_STORE_URI": self.uri,  # not on the command line, where everybody could read a password
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        }
+
+    def _authentication(self) -> dict[str, str]:
+        """Return what makes the server ask for a password; users are kept in the database of the runs."""
+        if self.password is None:
+            return {}
+        key, settings = self.folder / "server.key", self.folder / "server-auth.ini"
+        if not key.is_file():
+            write_file(key, secrets.token_hex(32).encode())
+        check = "mlflow.server.auth:authenticate_request_basic_auth"
+        lines = ["[mlflow]", "default_permission = READ", "admin_username = admin", f"authorization_function = {check}"]
+        uri = self.uri.replace("%", "%%")
+        write_file(settings, "\n".join([*lines, f"database_uri = {uri}", ""]).encode())
+        return {
+            "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": key.read_text(encoding="utf-8"),
         }
 
     def _wait_until_ready(self, deadline: float) -> None:
@@ -158,7 +214,7 @@ class TrackingServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise StoreError(f"The MLflow server did not start.{self._last_words()}")
-            if _answers(self.host, self.port):
+            if _answers(HOST if self.host in EVERYWHERE else self.host, self.port):
                 return
             time.sleep(0.1)
         raise StoreError(f"The MLflow server was not ready in time.{self._last_words()}")

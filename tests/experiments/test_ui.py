@@ -16,8 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments import ui
-from tracking.store import Point, Store, StoreError
+from experiments import serving, ui
+from tracking.errors import StoreError
+from tracking.store import Point, Store
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,7 +47,7 @@ def test_plain_folders_are_refused(tmp_path: Path) -> None:
 
 def test_signals_are_ours_only_meanwhile() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), ui._stopped_by_signals():
+    with pytest.raises(KeyboardInterrupt), serving._stopped_by_signals():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -55,6 +56,7 @@ def test_signals_are_ours_only_meanwhile() -> None:
 class Served:
     process: subprocess.Popen[str]
     address: str
+    sweeps: str
     store: Store
 
     @property
@@ -73,6 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     store.log_artifact(run_id, folder / "config.yaml")
     (folder / "cwd").mkdir()
     command = [sys.executable, "-m", "experiments.cli", "ui", "--port", "0", "--output-dir", str(folder)]
+    command += ["--sweep", "--sweep-port", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     options = {"cwd": folder / "cwd", "env": environment, "text": True, "stdout": subprocess.PIPE}
     # Tests that a shell runs in the background have been told to ignore Ctrl-C; the server shall not inherit it.
@@ -82,8 +85,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         try:
             match = re.fullmatch(r"MLflow UI: http://(127\.0\.0\.1:\d+)\n", process.stdout.readline())
             assert match, "the verb prints the address first"
+            sweeps = re.fullmatch(r"Sweeps: http://(127\.0\.0\.1:\d+)/dashboard\n", process.stdout.readline())
+            assert sweeps
             assert process.stdout.readline() == "Stop it with Ctrl-C.\n"
-            yield Served(process, match[1], store)
+            yield Served(process, match[1], sweeps[1], store)
         finally:
             process.terminate()
 
@@ -102,6 +107,11 @@ def test_the_page_and_artifacts_answer(served: Served) -> None:
     run = served.store.find_run("scratch-holdout-0-r0-s0")
     artifact = f"/get-artifact?path=config.yaml&run_uuid={run.run_id}"
     assert ask(served.address, artifact) == (200, "lr: 0.1\n")
+
+
+@pytest.mark.services
+def test_the_trials_of_sweeps_answer_beside_it(served: Served) -> None:
+    assert json.loads(ask(served.sweeps, "/api/studies")[1]) == {"study_summaries": []}
 
 
 @pytest.mark.services
