@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 from experiments.evaluate import FILTERS, REPEATABLE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
 
     from evaluation.paired import Comparison
@@ -62,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compare B with A and print the differences."""
     from evaluation.paired import compare
+    from experiments.effort import effort_of
 
     comparison = compare(
         side(arguments, "a"),
@@ -71,7 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
         num_replicates=arguments.num_replicates,
         seed=arguments.seed,
     )
-    document = json.dumps(comparison.as_json(), indent=2, allow_nan=False)
+    efforts = {name: effort_of(rows, arguments) for name, rows in zip("ab", comparison.rows, strict=True)}
+    known = {"effort": efforts} if any(efforts.values()) else {}
+    document = json.dumps({**comparison.as_json(), **known}, indent=2, allow_nan=False)
     if arguments.output is not None:
         from tracking.files import write_file
 
@@ -79,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(document)
     else:
-        print(describe(comparison, arguments))
+        print(describe(comparison, arguments, efforts))
     return 0
 
 
@@ -121,7 +126,7 @@ def table_of(arguments: argparse.Namespace, reference: str) -> Path:
     if path.is_file() or path.suffix.lower() in TABLES:
         return path
     from experiments.options import open_store
-    from tracking.store import StoreError
+    from tracking.errors import StoreError
 
     store = open_store(arguments)
     run_id = store.find_run(reference).run_id
@@ -131,10 +136,11 @@ def table_of(arguments: argparse.Namespace, reference: str) -> Path:
         raise StoreError(f"Run {run_id} has no predictions to compare. Make some: fontanel test {run_id}") from error
 
 
-def describe(comparison: "Comparison", arguments: argparse.Namespace) -> str:
+def describe(comparison: "Comparison", arguments: argparse.Namespace, efforts: "Mapping[str, str | None]") -> str:
     """Return the comparison as a table for a terminal, with what it rests on."""
     from evaluation.tasks import metrics_of
     from evaluation.wording import count_text
+    from experiments.effort import unequal
 
     rows = comparison.rows
     named = [f"{name} {value}" for name in ("output", "split") if (value := rows[0][name].iloc[0])]
@@ -142,7 +148,8 @@ def describe(comparison: "Comparison", arguments: argparse.Namespace) -> str:
     for number, name in enumerate("ab"):
         told = [f"{column} {value}" for column in ("arm", "protocol") if (value := rows[number][column].iloc[0])]
         runs = count_text(comparison.num_runs[number], "run")
-        lines.append(f"{name.upper()}: {', '.join([getattr(arguments, name), *told, runs])}")
+        effort = [f"effort: {efforts[name]}"] if efforts[name] else []
+        lines.append(f"{name.upper()}: {', '.join([getattr(arguments, name), *told, runs, *effort])}")
     labels = {name: metrics_of(comparison.task)[name].label for name in comparison.tests}
     width = max(map(len, labels.values()))
     heads = ("A", "B", "B - A", "95 % interval", "p", "p, Holm", "detectable")
@@ -154,7 +161,8 @@ def describe(comparison: "Comparison", arguments: argparse.Namespace) -> str:
         p_values = [_p(test.p_value), "" if holm is None else _p(holm)]
         cells = [_number(a), _number(b), _number(test.difference), interval, *p_values]
         lines.append(_row(labels[name], [*cells, _number(comparison.detectable[name], "")], width))
-    return "\n".join([*lines, "", *notes(comparison, arguments)])
+    flag = [line for line in [unequal(efforts["a"], efforts["b"])] if line]
+    return "\n".join([*lines, "", *flag, *notes(comparison, arguments)])
 
 
 def notes(comparison: "Comparison", arguments: argparse.Namespace) -> list[str]:

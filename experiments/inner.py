@@ -15,13 +15,13 @@ import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from datamodules.cohort import participant_key, stack_rows
+from datamodules.cohort import participant_keys, stack_rows
 from datamodules.protocols import UNUSED, Design, plan_cells
 from datamodules.splits import Split
 from evaluation.operating_point import pooled_operating_point
 from evaluation.predictions import UNIT
 from experiments.runtime import ConfigurationError, FontanelCLI, locate_weights
-from experiments.study import as_word
+from experiments.study import as_words
 from lightning_modules.classification import ClassificationModule
 from tracking.files import make_private_folder, read_json, write_json
 from tracking.interruption import Interrupted
@@ -48,19 +48,14 @@ def inner_words(words: Sequence[str], folder: Path, num_folds: int, store: Store
         _merged(split).write(inner / FOLDS)
         write_json(inner / CHOICE, choice)
     chosen = read_json(inner / CHOICE)
-    given = [word for name, value in chosen["words"].items() for word in (f"--{name}", as_word(value))]
-    return [*words, "--data.split_file", str(inner / FOLDS), *given]
+    return [*words, "--data.split_file", str(inner / FOLDS), *as_words(chosen["words"])]
 
 
 def _choose(words: Sequence[str], split: Split, folder: Path, num_folds: int, store: Store) -> dict[str, Any]:
     cli = FontanelCLI(words)
-    data = cli.datamodule
-    data.read()
-    frame = stack_rows(data.cohorts)
-    for number, inner in enumerate(_inner_splits(split, frame, data.stratify_by, data.group_by, num_folds)):
+    for number, fold in enumerate(write_inner_folds(cli, split, folder, num_folds)):
         if not (folder / f"{number}-{ROWS}").is_file():
-            inner.write(folder / f"{number}-{FOLDS}")
-            rows = best_rows([*words, "--data.split_file", str(folder / f"{number}-{FOLDS}")], store)
+            rows = best_rows([*words, "--data.split_file", str(fold)], store)
             rows.assign(inner_fold=number).to_parquet(folder / f"{number}-{ROWS}")
     rows = pd.concat([pd.read_parquet(folder / f"{number}-{ROWS}") for number in range(num_folds)])
     epochs = int(median_low(rows.groupby("inner_fold")["epoch"].first())) + 1
@@ -71,6 +66,25 @@ def _choose(words: Sequence[str], split: Split, folder: Path, num_folds: int, st
         chosen["words"]["model.temperature"] = [point["temperature"] for point in points.values()]
         chosen["operating_points"] = points
     return chosen
+
+
+def write_inner_folds(cli: FontanelCLI, split: Split, folder: Path, num_folds: int) -> list[Path]:
+    """Deal the participants of a training, and those of its validation part, into folds, and return their files.
+
+    Args:
+        cli: Configuration with its cohort.
+        split: Who is in which part; nobody of the others is in a fold.
+        folder: Where the files go.
+        num_folds: Number of folds, each the validation part of a training on the others.
+    """
+    data = cli.datamodule
+    data.read()
+    frame = stack_rows(data.cohorts)
+    paths = []
+    for number, inner in enumerate(_inner_splits(split, frame, data.stratify_by, data.group_by, num_folds)):
+        paths.append(folder / f"{number}-{FOLDS}")
+        inner.write(paths[-1])
+    return paths
 
 
 def _point(rows: pd.DataFrame, model: ClassificationModule) -> dict[str, Any]:
@@ -86,14 +100,9 @@ def _point(rows: pd.DataFrame, model: ClassificationModule) -> dict[str, Any]:
 def _inner_splits(split: Split, frame: pd.DataFrame, target: str | None, group: str | None, num: int) -> list[Split]:
     """Deal the participants of a training into inner folds, each the validation part of a training on the others."""
     pool = {*split.keys("train"), *split.keys("val")}
-    keys = [participant_key(*pair) for pair in zip(frame["dataset"], frame["participant_id"], strict=True)]
-    inside = frame[[key in pool for key in keys]]
+    inside = frame[[key in pool for key in participant_keys(frame)]]
     design = Design("k-fold", num_folds=num, val_fraction=0.0, group=group, seed=split.seed)
-    away = {part: sites for part, sites in split.parts.items() if part not in ("train", "val")}
-    unused: dict[str, tuple[str, ...]] = {}
-    for sites in away.values():
-        for site, names in sites.items():
-            unused[site] = tuple(sorted({*unused.get(site, ()), *names}))
+    unused = split.union(*(part for part in split.parts if part not in ("train", "val")))
     return [
         Split(
             "inner", split.seed, {"train": cell.split.parts["train"], "val": cell.split.parts["test"], UNUSED: unused}
@@ -104,10 +113,8 @@ def _inner_splits(split: Split, frame: pd.DataFrame, target: str | None, group: 
 
 def _merged(split: Split) -> Split:
     """Return the split with its validation participants in the training part."""
-    parts = {part: dict(sites) for part, sites in split.parts.items()}
-    for site, keys in parts.pop("val", {}).items():
-        parts["train"][site] = tuple(sorted({*parts["train"].get(site, ()), *keys}))
-    return Split(split.protocol, split.seed, parts)
+    others = {part: sites for part, sites in split.parts.items() if part not in ("train", "val")}
+    return Split(split.protocol, split.seed, {"train": split.union("train", "val"), **others})
 
 
 def best_rows(words: Sequence[str], store: Store) -> pd.DataFrame:

@@ -4,56 +4,32 @@ A job leaves in its folder `folds.json` (who is in which part), `run.json` (its 
 `predictions.parquet` with `done.json`: a job with the latter is never done again.
 """
 
-import os
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
+from typing_extensions import override
 
 from datamodules.splits import Split
 from evaluation.predictions import read_predictions, write_predictions
 from experiments.baselines import baseline_rows
-from experiments.cli import INTERRUPTED
-from experiments.inner import inner_words
-from experiments.options import STEP_TIMEOUT
-from experiments.ranks import num_processes, run_ranks
+from experiments.inner import CHOICE, INNER, inner_words
+from experiments.job_folder import DONE, JOB, RUN, JobFolder, Runnable, read_lists
+from experiments.ranks import num_processes
 from experiments.runtime import FontanelCLI
 from experiments.scoring import score_all
 from experiments.session import PREDICTIONS, Session
 from experiments.training import ResumePoint, RunKey, Training
+from experiments.tuning import FOLDER as TUNING
+from experiments.tuning import Tuning, tuned_words
 from lightning_modules.operating_point import OperatingPointWarning
-from tracking.checkpoints import CheckpointError
 from tracking.files import read_json, write_json
-from tracking.interruption import Interrupted
 from tracking.store import Store
 
-DONE, RUN, FOLDS, JOB = "done.json", "run.json", "folds.json", "job.json"
-
-
-class JobError(ValueError):
-    """A job that failed; says why."""
-
-
-class Runnable(Protocol):
-    """What a launcher asks of a job that was prepared in a folder."""
-
-    @property
-    def name(self) -> str:
-        """Name of its run."""
-
-    @property
-    def folder(self) -> Path:
-        """Where it leaves what it has done."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it is finished."""
-
-    def run(self, store: Store) -> None:
-        """Do it, or go on where it was interrupted."""
+FOLDS = "folds.json"
 
 
 def read_job(folder: Path) -> Runnable:
@@ -64,42 +40,26 @@ def read_job(folder: Path) -> Runnable:
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(JobFolder):
     """One fold x arm x seed.
 
     Args:
         key: What tells its run from the others; the arm has `@SHARE` where it trains on a share of the labels.
-        study: MLflow experiment.
-        words: The whole configuration, as words of a command line.
         baseline: Columns of the table that a regression without images uses; empty for a network.
-        folder: Where the job leaves what it has done.
-        tags: Further tags of its run.
         num_inner_folds: Folds within the training that choose threshold, temperature and number of epochs.
+        tune: What `Tuning.as_json` gives; empty without a tuning.
     """
 
     key: RunKey
-    study: str
-    words: tuple[str, ...]
-    baseline: tuple[str, ...]
-    folder: Path
-    tags: dict[str, str]
+    baseline: tuple[str, ...] = ()
     num_inner_folds: int = 0
+    tune: dict[str, Any] = field(default_factory=dict)
 
     @property
+    @override
     def name(self) -> str:
         """Name of its run."""
         return self.key.run_name
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its predictions are there."""
-        return (self.folder / DONE).is_file()
-
-    @property
-    def run_id(self) -> str | None:
-        """Its run, None before it was started."""
-        path = self.folder / RUN
-        return str(read_json(path)["run_id"]) if path.is_file() else None
 
     def predictions(self) -> pd.DataFrame:
         """Return its rows of the predictions table."""
@@ -111,10 +71,9 @@ class Job:
         Args:
             split: Who is in which part; drawn by the configuration without one.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write()
         if split is not None and not (self.folder / FOLDS).is_file():
             split.write(self.folder / FOLDS)
-        write_json(self.folder / JOB, {**asdict(self), "folder": None})
 
     def run(self, store: Store) -> None:
         """Do it, go on where it was interrupted, or do nothing where it is done."""
@@ -123,9 +82,8 @@ class Job:
     @classmethod
     def read(cls, folder: Path) -> "Job":
         """Return the job that was prepared in a folder."""
-        content: dict[str, Any] = read_json(folder / JOB)
-        lists = {name: tuple(content[name]) for name in ("words", "baseline")}
-        return cls(**{**content, **lists, "key": RunKey(**content["key"]), "folder": folder})
+        content = read_lists(folder, "words", "baseline")
+        return cls(**{**content, "key": RunKey(**content["key"])})
 
 
 def run_job(job: Job, store: Store, *, quiet: bool = True) -> None:
@@ -146,12 +104,12 @@ def run_job(job: Job, store: Store, *, quiet: bool = True) -> None:
 
 def _run(job: Job, store: Store, quiet: bool) -> None:
     started = time.time()
-    point = resume_point(job, store)
+    point = None if job.baseline else job.resume_point(store)
     cli = configured(job, store) if point is None else point.rebuild()
     if quiet:
         cli.be_quiet()
     if not job.baseline and (num := num_processes(cli)) > 1:
-        _run_in_processes(job, cli, num, store)
+        job.run_in_processes(cli, num, store)
         return
     training = _training(job, cli, point, store)
     if training.speaks:
@@ -172,43 +130,27 @@ def _run(job: Job, store: Store, quiet: bool) -> None:
     write_json(job.folder / DONE, {"run_id": session.run_id, "seconds": round(time.time() - started, 3)})
 
 
-def resume_point(job: Job, store: Store) -> ResumePoint | None:
-    """Return where a job was interrupted, None where there is nothing to go on from."""
-    if job.run_id is None or job.baseline:
-        return None
-    folder = store.folder(job.run_id)
-    try:
-        return ResumePoint.of(str(folder), [], store)
-    except CheckpointError:
-        return None
-
-
 def _training(job: Job, cli: FontanelCLI, point: ResumePoint | None, store: Store) -> Training:
     """Open the run of a job: where it stopped, from the beginning where it came to no checkpoint, or a new one."""
     if point is not None:
         return Training.resume(cli, point, store)
-    known = job.run_id if job.run_id is not None and store.folder(job.run_id).is_dir() else None
-    return Training.start(cli, study=job.study, key=job.key, store=store, tags=job.tags, run_id=known)
-
-
-def _run_in_processes(job: Job, cli: FontanelCLI, num: int, store: Store) -> None:
-    """Do a job whose configuration wants several processes; they are watched from here."""
-    cli.datamodule.prepare_data()
-    os.environ["MLFLOW_TRACKING_URI"] = store.uri  # not among the words: it may hold a password
-    code = run_ranks(["job", str(job.folder), "--output-dir", str(store.output_folder)], num, store, STEP_TIMEOUT)
-    if code == INTERRUPTED:
-        raise Interrupted(f"{job.name} was interrupted")
-    if code or not job.is_done:
-        raise JobError(f"The processes of {job.name} ended with exit code {code}; what they said stands above.")
+    known = store.known_here(job.run_id)
+    training = Training.start(cli, study=job.study, key=job.key, store=store, tags=job.tags, run_id=known)
+    choices = {TUNING: job.folder / TUNING / CHOICE, INNER: job.folder / INNER / CHOICE}
+    training.documents = {f"{name}.json": read_json(path) for name, path in choices.items() if path.is_file()}
+    return training
 
 
 def configured(job: Job, store: Store) -> FontanelCLI:
-    """Return configuration, model and datamodule of a job, its participants assigned."""
+    """Return configuration, model and datamodule of a job, its participants assigned; it is tuned before."""
     folds = job.folder / FOLDS
+    words = list(job.words)
+    if job.tune and not job.baseline:
+        words = tuned_words(words, job.folder, Tuning.from_json(job.tune), store)
     if job.num_inner_folds and not job.baseline:
-        words = inner_words(job.words, job.folder, job.num_inner_folds, store)
-    else:
-        words = [*job.words, *(["--data.split_file", str(folds)] if folds.is_file() else [])]
+        words = inner_words(words, job.folder, job.num_inner_folds, store)
+    elif folds.is_file():
+        words += ["--data.split_file", str(folds)]
     cli = FontanelCLI(words)
     cli.datamodule.assign_splits(unknown="unused")
     return cli

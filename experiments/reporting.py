@@ -19,9 +19,9 @@ from evaluation.report.participants import Characteristic, characteristics_table
 from evaluation.report.run import render_report
 from experiments.saliency import TAG as SALIENCY_TAG
 from tracking.environment import environment_facts
+from tracking.errors import StoreError
 from tracking.files import read_json, write_json
 from tracking.redaction import redact_yaml
-from tracking.store import StoreError
 
 if TYPE_CHECKING:
     from evaluation.leakage import Finding
@@ -135,7 +135,7 @@ def _context_of(
         study=study.name,
         run_name=workplan.name,
         run_id=parent_run_id,
-        settings={name: getattr(study, name) for name in SETTINGS},
+        settings={**{name: getattr(study, name) for name in SETTINGS}, **_tuning_facts(workplan)},
         arms=lock.arms,
         primary_metric=lock.primary_metric,
         gains=conclusion.primary or None,
@@ -154,6 +154,13 @@ def _context_of(
         phantom=bool(facts["phantom"]),
         unit=data.target_unit(target) if workplan.task == "regression" else None,
     )
+
+
+def _tuning_facts(workplan: "Workplan") -> dict[str, Any]:
+    """Return what a report says of the tuning."""
+    if workplan.tuning is None:
+        return {}
+    return {"tuned": list(workplan.tuning.sweep.space), "effort": workplan.tuning.effort}
 
 
 def _recorded_context(store: "Store", run_id: str, study: str, run_name: str) -> CrossvalContext:

@@ -56,7 +56,7 @@ class Arm:
 
     def words(self) -> list[str]:
         """Return its arguments as words of a command line."""
-        return [word for name, value in self.arguments.items() for word in (f"--{name}", as_word(value))]
+        return as_words(self.arguments)
 
     def definition(self) -> dict[str, Any]:
         """Return what a lock remembers of it."""
@@ -83,6 +83,7 @@ class Study:
         external_sites: Sites that the protocol `external` tests.
         num_inner_folds: Folds within each training that choose threshold, temperature and number of epochs; 0 takes
             them from the validation part.
+        tune: What each training chooses from, and how long; see `experiments.tuning`. Baselines have nothing to choose.
         slurm: What each job needs of a cluster, by the names of `sbatch`; see `experiments.slurm`.
     """
 
@@ -100,6 +101,7 @@ class Study:
     val_fraction: float | None = None
     external_sites: tuple[str, ...] = ()
     num_inner_folds: int = 0
+    tune: Mapping[str, Any] = field(default_factory=dict)
     slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -146,31 +148,58 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigurationError: It is neither, or has keys that no study has; says which were probably meant.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"There is no configuration {path}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{path} holds no keys; it is neither a study file nor a fit file.")
+    content = read_mapping(path)
     name = f"{path.resolve().parent.name}/{path.stem}"
     if "base" not in content:
         if "model" not in content:
             raise ConfigurationError(f"{path} is neither a study file (no `base`) nor a fit file (no `model`).")
         return Study(name, path.resolve(), "k-fold", (Arm(REFERENCE),))
-    allowed = [item.name for item in fields(Study) if item.name != "name"]
-    for key in content:
-        if key not in allowed:
-            raise ConfigurationError(f"{path} has the key '{key}', which no study has.{closest(str(key), allowed)}")
-    base = (path.resolve().parent / content.pop("base")).resolve()
-    if not base.is_file():
-        raise ConfigurationError(f"{path} starts from {base}, which is not there. Mend `base`.")
+    base = checked_base(path, content, Study)
+    del content["base"]
     listed = content.pop("arms", None) or {REFERENCE: {}}
     arms = tuple(_arm(str(key), value or {}, path) for key, value in listed.items())
     values: dict[str, Any] = {"protocol": "k-fold", **content}
     values |= {key: tuple(content[key]) for key in ("label_fractions", "external_sites") if key in content}
     return Study(name, base, arms=arms, **values)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return what a YAML file says.
+
+    Raises:
+        ConfigurationError: It is not there, or holds something else than keys and values.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"There is no file {path}.") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path} holds no keys; a configuration has some.")
+    return content
+
+
+def checked_base(path: Path, content: Mapping[str, Any], kind: type) -> Path:
+    """Return the file that a study, or a sweep, starts from.
+
+    Args:
+        path: The file of the study or sweep.
+        content: What it says.
+        kind: Dataclass that the file is read as; its fields, but for the name, are the keys that the file may have.
+
+    Raises:
+        ConfigurationError: The file has other keys (says which were probably meant), or starts from nowhere.
+    """
+    allowed = [item.name for item in fields(kind) if item.name != "name"]
+    for key in content:
+        if key not in allowed:
+            what = kind.__name__.lower()
+            raise ConfigurationError(f"{path} has the key '{key}', which no {what} has.{closest(str(key), allowed)}")
+    base = (path.resolve().parent / str(content["base"])).resolve()
+    if not base.is_file():
+        raise ConfigurationError(f"{path} starts from {base}, which is not there. Mend `base`.")
+    return base
 
 
 def _arm(name: str, values: Mapping[str, Any], path: Path) -> Arm:
@@ -190,6 +219,11 @@ def as_word(value: object) -> str:
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()
+
+
+def as_words(arguments: Mapping[str, Any]) -> list[str]:
+    """Return arguments by dotted name as words of a command line."""
+    return [word for name, value in arguments.items() for word in (f"--{name}", as_word(value))]
 
 
 def closest(name: str, known: Sequence[str] | Mapping[str, object]) -> str:

@@ -20,17 +20,18 @@ from types import ModuleType
 from typing import Any, Literal
 
 import optuna
-import yaml
+from optuna.trial import FrozenTrial
 
 from evaluation.tasks import metrics_of
 from experiments.runtime import ConfigurationError
-from experiments.study import closest
+from experiments.study import checked_base, closest, read_mapping
 from experiments.sweep_space import Space
 
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: tuple[Direction, ...] = ("minimize", "maximize")
 LISTS = ("metric", "direction")
 SEED = "seed"
+FOLD_PRUNER = {"class_path": "WilcoxonPruner", "init_args": {}}  # of the scores of folds, paired with the best trial's
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Sweep:
         pruner: Class of `optuna.pruners` and its arguments; by default none for one training, and Wilcoxon's test for
             the scores of folds.
         arm: The arm of the study file whose arguments the trials have.
+        slurm: What each worker needs of a cluster, by the names of `sbatch`; see `experiments.slurm`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Sweep:
     sampler: Mapping[str, Any] = field(default_factory=lambda: {"class_path": "TPESampler", "init_args": {}})
     pruner: Mapping[str, Any] | None = None
     arm: str | None = None
+    slurm: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.metric:
@@ -82,7 +85,16 @@ class Sweep:
             )
         make_sampler(self.sampler, 0)
         make_pruner(self.pruner)
-        Space.read(self.space)
+        _ = self.searched
+
+    @property
+    def searched(self) -> Space:
+        """What is searched.
+
+        Raises:
+            ConfigurationError: An entry cannot be searched.
+        """
+        return Space.read(self.space)
 
     @property
     def directions(self) -> tuple[Direction, ...]:
@@ -106,28 +118,28 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         ConfigurationError: It is none, or has keys that no sweep has; says which were probably meant.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"There is no sweep file {path}.") from error
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{path} is not YAML: {error}") from error
-    if not isinstance(content, dict) or "space" not in content or "base" not in content:
+    content = read_mapping(path)
+    if "space" not in content or "base" not in content:
         raise ConfigurationError(f"{path} is not a sweep file: it needs `base`, `space` and `metric`.")
-    allowed = [item.name for item in fields(Sweep) if item.name != "name"]
-    for key in content:
-        if key not in allowed:
-            raise ConfigurationError(f"{path} has the key '{key}', which no sweep has.{closest(str(key), allowed)}")
-    base = (path.resolve().parent / content["base"]).resolve()
-    if not base.is_file():
-        raise ConfigurationError(f"{path} starts from {base}, which is not there. Mend `base`.")
+    base = checked_base(path, content, Sweep)
     for key in LISTS:
         value = content.get(key) or ()
         content[key] = tuple(value) if isinstance(value, list) else (value,) if value else ()
     for key in ("sampler", "pruner"):
-        if isinstance(content.get(key), str):
-            content[key] = {"class_path": content[key]}
+        if content.get(key):
+            content[key] = named_class(content[key])
     return Sweep(**{**content, "name": f"{path.resolve().parent.name}/{path.stem}", "base": base})
+
+
+def named_class(content: Any) -> Any:  # noqa: ANN401 - YAML
+    """Return a class with its arguments, where a file may give its name alone."""
+    return {"class_path": content} if isinstance(content, str) else content
+
+
+def best_of(trials: Sequence[FrozenTrial], sweep: Sweep) -> FrozenTrial:
+    """Return the best of some completed trials; of several metrics, the one that is best in the first."""
+    best = min if sweep.directions[0] == "minimize" else max
+    return best(trials, key=lambda trial: trial.values[0])
 
 
 def make_sampler(content: Mapping[str, Any], seed: int) -> optuna.samplers.BaseSampler:

@@ -3,9 +3,8 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from experiments.runtime import BEST_CHECKPOINT, ConfigurationError, FontanelCLI
 from tracking.checkpoints import export_model, load_checkpoint
 from tracking.contract import CHECKPOINTS, CheckpointContract, newest_whole
 from tracking.environment import environment_facts
+from tracking.errors import RunWarning
 from tracking.heartbeat import HEARTBEAT, Heartbeat
-from tracking.interruption import Interrupted
 from tracking.journal import last_status
 from tracking.keeper import CheckpointKeeper
 from tracking.logger import RunLogger
 from tracking.shipping import find_folder
-from tracking.store import RunStatus, RunWarning, Store
+from tracking.store import Store
 
 HOLDOUT = "holdout"
 
@@ -73,6 +72,7 @@ class Training:
         point: Where the run is resumed, None for a new one.
         weights: Pretrained weights that a new run starts from.
         pretraining: Whom they were trained on, as far as that is known.
+        documents: Further JSON documents of the run, by name.
     """
 
     cli: FontanelCLI
@@ -81,6 +81,7 @@ class Training:
     point: "ResumePoint | None" = None
     weights: Path | None = None
     pretraining: Pretraining | None = None
+    documents: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def start(
@@ -163,7 +164,7 @@ class Training:
             callbacks: Further ones of the trainer.
         """
         self.cli.model.seed = self.cli.seed
-        with self._closing():
+        with self.logger.closing():
             self._record()
             self._transfer()
             trainer = self.cli.make_trainer(self.logger, [*self._callbacks(), *callbacks])
@@ -178,7 +179,7 @@ class Training:
 
     def record(self, name: str, facts: Mapping[str, Any]) -> None:
         """Record what the run is made of, and a document more, without a training."""
-        with self._closing():
+        with self.logger.closing():
             self._record()
             self.logger.log_json(name, facts)
 
@@ -188,6 +189,8 @@ class Training:
         self.logger.log_json("cohort.json", self.cli.datamodule.cohort_facts())
         self.logger.log_json("folds.json", self.contract.split)
         self.logger.log_json("environment.json", environment_facts())
+        for name, content in self.documents.items():
+            self.logger.log_json(name, content)
         self.logger.release()
 
     def _transfer(self) -> None:
@@ -202,24 +205,6 @@ class Training:
         folder = self.folder / CHECKPOINTS
         keeper = CheckpointKeeper(folder, self.contract, self.logger, model.monitor, model.monitor_mode)
         return [keeper, Heartbeat()] if HEARTBEAT in os.environ else [keeper]
-
-    @contextmanager
-    def _closing(self) -> Iterator[None]:
-        """Close the run as finished, as killed when it was asked to stop, or as failed when something is raised."""
-        status: RunStatus = "FAILED"
-        try:
-            yield
-            status = "FINISHED"
-        except (Interrupted, KeyboardInterrupt):
-            status = "KILLED"
-            raise
-        except SystemExit as error:
-            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns one into the other
-                status = "KILLED"
-                raise error.__context__ from None
-            raise
-        finally:
-            self.logger.close(status)
 
     def _export(self) -> None:
         """Write the best weights and what a reader of them must know; keep both, and the checkpoint, in the store."""

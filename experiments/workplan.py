@@ -13,12 +13,14 @@ from datamodules.harmonisation import COMBAT, require_harmonisable
 from datamodules.protocols import Cell, Design, plan_cells, subsample
 from datamodules.splits import Split
 from evaluation.tasks import primary_of
+from experiments.effort import BASELINE, EFFORT, UNTUNED
 from experiments.jobs import FOLDS, Job
 from experiments.leakage import Pretraining, read_pretraining, require_disjoint
 from experiments.lock import AnalysisLock
 from experiments.runtime import FontanelCLI, locate_weights
-from experiments.study import SOURCE, Arm, Study
+from experiments.study import SOURCE, Arm, Study, as_words
 from experiments.training import RunKey
+from experiments.tuning import Tuning
 from lightning_modules.classification import ClassificationModule
 from tracking.files import file_hash, json_hash, make_private_folder, write_file, write_json
 from tracking.store import Store
@@ -43,6 +45,7 @@ class Workplan:
         sources: Arm -> file and hash of its pretrained weights.
         pretrainings: What the pretrained weights were trained on.
         num_threads: Threads of each job.
+        tuning: What each training chooses from.
     """
 
     study: Study
@@ -55,6 +58,7 @@ class Workplan:
     sources: Mapping[str, Mapping[str, str]]
     pretrainings: Sequence[Pretraining]
     num_threads: int
+    tuning: Tuning | None = None
 
     @property
     def name(self) -> str:
@@ -89,14 +93,17 @@ class Workplan:
         words += ["--seed_everything", str(self.cli.seed + seed + arm.seed_offset)]
         words += ["--num_threads", str(self.num_threads)]
         safe = "".join(letter if letter.isalnum() or letter in "-.@_" else "_" for letter in key.run_name)
+        tuning = None if arm.baseline else self.tuning
+        effort = BASELINE if arm.baseline else UNTUNED if tuning is None else tuning.effort
         return Job(
-            key,
             self.study.name,
             tuple(words),
-            arm.baseline,
             self.folder / "jobs" / safe,
-            dict(tags),
-            self.study.num_inner_folds,
+            {**tags, EFFORT: effort},
+            key=key,
+            baseline=arm.baseline,
+            num_inner_folds=self.study.num_inner_folds,
+            tune={} if tuning is None else tuning.as_json(),
         )
 
 
@@ -127,13 +134,15 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
     task = "binary" if isinstance(cli.model, ClassificationModule) else "regression"
     sources, pretrainings = _sources(study, cli, store)
     definitions = {arm.name: {**arm.definition(), **sources.get(arm.name, {})} for arm in study.arms}
-    config = cli.resolved()
+    config, metric = cli.resolved(), study.primary_metric or primary_of(task)
+    tuning = _tuning(study, metric, words)
+    settings = [study.num_inner_folds, num_threads, cli.seed, *([] if tuning is None else [tuning.effort])]
     lock = AnalysisLock(
         study.name,
         study.protocol,
-        study.primary_metric or primary_of(task),
+        metric,
         json_hash([[cell.repeat, cell.fold, cell.split.hash] for cell in cells]),
-        json_hash([config, [cohort.sha256 for cohort in data.cohorts], study.num_inner_folds, num_threads, cli.seed]),
+        json_hash([config, [cohort.sha256 for cohort in data.cohorts], *settings]),
         study.num_seeds,
         {f"{name}{_suffix(share)}": d for name, d in definitions.items() for share in study.label_fractions},
     )
@@ -142,7 +151,23 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
     locked = lock.enter(folder)
     write_file(folder / BASE, config.encode())
     _freeze(cells, folder / FOLDS)
-    return Workplan(study, task, folder, locked, cells, cli, frame, sources, pretrainings, num_threads)
+    return Workplan(study, task, folder, locked, cells, cli, frame, sources, pretrainings, num_threads, tuning)
+
+
+def _tuning(study: Study, metric: str, words: Sequence[str]) -> Tuning | None:
+    """Return how the jobs are tuned, None where they are not.
+
+    Raises:
+        ConfigurationError: An arm does not take what is searched.
+    """
+    if not study.tune:
+        return None
+    tuning = Tuning.read(study.tune, study.name, study.base, metric)
+    for arm in study.arms:
+        if not arm.baseline:
+            given = {name: value for name, value in arm.arguments.items() if name != SOURCE}
+            tuning.sweep.searched.require_arguments(["--config", str(study.base), *words, *as_words(given)])
+    return tuning
 
 
 def design_of(study: Study, data: BaseDataModule) -> Design:

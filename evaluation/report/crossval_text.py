@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import pandas as pd
+
 from evaluation.estimate import Estimate
 from evaluation.gain import Gain
 from evaluation.report.arms import Arm
@@ -312,9 +314,20 @@ def _arm_sentences(results: CrossvalResults) -> list[str]:
 
 
 def _choice_sentences(results: CrossvalResults) -> list[str]:
-    inner, cells = results.context.settings.get("num_inner_folds"), results.context.cells
+    settings, cells = results.context.settings, results.context.cells
+    inner = settings.get("num_inner_folds")
     if inner is None:
         return []
+    tuned = []
+    if settings.get("tuned"):
+        tuned.append(
+            f"{join_words(settings['tuned'])} were chosen within the training participants of each run, with equal "
+            f"effort in every arm that has a network: {settings['effort']}."
+        )
+    return [*tuned, *_point_sentences(inner, cells)]
+
+
+def _point_sentences(inner: int, cells: pd.DataFrame | None) -> list[str]:
     if inner:
         return [
             f"Threshold, temperature and number of epochs were chosen from pooled out-of-fold predictions of {inner} "
