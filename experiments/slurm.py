@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.jobs import Runnable
+from experiments.job_folder import Runnable
 from experiments.launcher import Progress, Watcher, failure_of
 from experiments.runtime import ConfigurationError
 from tracking.files import read_json, write_json
@@ -136,6 +136,17 @@ class Cluster:
                 cancel([submitted.job_id for _, submitted in running.values()])
                 raise Interrupted("interrupted")
 
+    def hire(self, words: Sequence[str], number: int) -> "Crew":
+        """Give the cluster the same command several times; those that are there from an earlier call count."""
+        path = self.folder / SUBMITTED
+        queued = queued_jobs()
+        known = [one for one in (read_json(path)["job_ids"] if path.is_file() else []) if one in queued]
+        crew = [submitit.SlurmJob(self.executor.folder, one) for one in known]
+        for place in range(len(known), number):
+            crew.append(self.submit(words, f"worker-{place}"))
+            write_json(path, {"job_ids": [one.job_id for one in crew]})
+        return Crew(crew)
+
     def _place(self, job: Runnable, queued: set[str]) -> "submitit.Job[int]":
         """Give the cluster a job, unless it has it."""
         path = job.folder / SUBMITTED
@@ -145,6 +156,36 @@ class Cluster:
         submitted = self.submit(["job", str(job.folder)], job.name)
         write_json(path, {"job_id": submitted.job_id})
         return submitted
+
+
+@dataclass
+class Crew:
+    """Workers of a sweep that are jobs of a cluster.
+
+    Args:
+        jobs: The jobs.
+    """
+
+    jobs: "Sequence[submitit.Job[int]]"
+    _absent: int = 0
+
+    def require(self) -> None:
+        """Refuse to wait for trials that nobody is left to do.
+
+        Raises:
+            ConfigurationError: No job waits or runs any more.
+        """
+        present = queued_jobs() & {job.job_id for job in self.jobs}
+        self._absent = 0 if present else self._absent + 1
+        if self._absent > ABSENT_LOOKS:
+            raise ConfigurationError(
+                "No worker of the cluster is left, and trials wait. Repeat the command to hire others. What the last "
+                f"one said: {self.jobs[-1].paths.stdout}"
+            )
+
+    def dismiss(self) -> None:
+        """Ask all to stop after a checkpoint."""
+        cancel([job.job_id for job in self.jobs])
 
 
 def queued_jobs() -> set[str]:

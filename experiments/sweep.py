@@ -4,6 +4,7 @@ Examples:
   fontanel sweep --config experiments/age2hie/phantom_sweep.yaml --num-trials 50 --num-workers 4
   FONTANEL_STORAGE=postgresql+psycopg2://USER:PASSWORD@HOST/optuna fontanel sweep --config SWEEP
   fontanel sweep --join age2hie/phantom_sweep                      work on a sweep that is going on, also elsewhere
+  fontanel sweep --config SWEEP --launcher slurm --num-workers 8   workers are jobs of a cluster
   fontanel sweep --config SWEEP --outer-protocol cross-site        one sweep for each site, without its participants
   fontanel best age2hie/phantom_sweep > best.yaml                  the best configuration; fit takes it
 
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from experiments.sweep_file import Sweep
 
+LAUNCHERS = ("processes", "slurm")
 PASSES_ON = True  # words this parser does not know belong to the configuration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel sweep` that are not part of a fit file."""
-    from experiments.options import add_store_arguments
+    from experiments.options import add_storage_argument, add_store_arguments
 
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--config", type=Path, metavar="SWEEP", help="sweep file")
@@ -34,12 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-trials", type=int, metavar="N", help="trials in all, those that are done included")
     parser.add_argument("--max-hours", type=float, metavar="H", help="start no trial after so long")
     parser.add_argument(
-        "--num-workers", type=int, metavar="N", help="trials at once (default: one per GPU, or per core)"
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="trials at once (default: one per GPU or core; on a cluster 1)",
     )
     parser.add_argument(
         "--outer-protocol",
         metavar="NAME",
         help="search within each training part of a protocol, such as cross-site: its test participants are never seen",
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=LAUNCHERS,
+        default="processes",
+        help="processes of this machine (default), or slurm: workers are jobs of a cluster, and join from there",
     )
     parser.add_argument("--num-threads", type=int, default=1, metavar="N", help="threads of each trial (default: 1)")
     parser.add_argument("--study", metavar="NAME", help="name of the sweep (default: folder/name of the sweep file)")
@@ -49,16 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_store_arguments(parser)
 
 
-def add_storage_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names where trials are kept."""
-    parser.add_argument(
-        "--storage",
-        metavar="URI",
-        help="where trials are kept: sqlite:///FILE.db, journal://FILE or postgresql://... (FONTANEL_STORAGE, else a "
-        "file in the output folder)",
-    )
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Plan or join, work until nothing is left to do, and say what was found."""
     from experiments.options import open_store
@@ -66,12 +67,12 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.sweep_file import read_sweep
     from experiments.sweep_plan import plan_nested, plan_sweep
     from experiments.sweep_storage import open_storage, storage_uri
-    from tracking.store import output_folder
+    from tracking.addresses import output_folder
 
     uri = storage_uri(arguments.storage, output_folder(arguments.output_dir))
     if arguments.join is not None:
         campaign = SweepCampaign.join(arguments.join, open_storage(uri), open_store(arguments), arguments.max_hours)
-        return campaign.run(arguments.num_workers)
+        return campaign.run(arguments.num_workers, arguments.launcher)
     sweep = configured_sweep(read_sweep(arguments.config), arguments)
     words = [*arguments.rest, *(["--data.allow_unverified", "true"] if arguments.allow_unverified else [])]
     store = open_store(arguments)
@@ -83,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(plan.overview() for plan in plans))
         return 0
     storage = open_storage(uri)
-    return max(SweepCampaign.create(plan, storage, store).run(arguments.num_workers) for plan in plans)
+    how = (arguments.num_workers, arguments.launcher)
+    return max(SweepCampaign.create(plan, storage, store).run(*how) for plan in plans)
 
 
 def configured_sweep(sweep: "Sweep", arguments: argparse.Namespace) -> "Sweep":

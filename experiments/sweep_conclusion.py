@@ -14,10 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from evaluation.figures.sweep import history, importances, parallel_coordinates
 from experiments.runtime import ConfigurationError, FontanelCLI
-from experiments.study import as_word
+from experiments.study import as_words
+from experiments.sweep_file import best_of
 from experiments.sweep_plan import SweepPlan
 from experiments.sweep_queue import ATTEMPT, WHY, TrialQueue, slot_of
-from experiments.sweep_space import Space
 from tracking.logger import RunLogger
 
 TABLE, BEST = "trials.csv", "best.yaml"
@@ -58,16 +58,14 @@ class SweepConclusion:
             reasons = {trial.user_attrs.get(WHY, "") for trial in self.trials} - {""}
             said = f" {next(iter(reasons))}" if reasons else ""
             raise ConfigurationError(f"No trial of {self.plan.sweep.name} was completed.{said}")
-        chosen = min if self.plan.sweep.directions[0] == "minimize" else max
-        return chosen(self.completed, key=lambda trial: trial.values[0])
+        return best_of(self.completed, self.plan.sweep)
 
     def best_config(self) -> str:
         """Return the configuration of the best trial as YAML, every default written out."""
-        chosen = [word for name, value in self.best.params.items() for word in (f"--{name}", as_word(value))]
         with tempfile.TemporaryDirectory() as folder:
             base = Path(folder) / "base.yaml"
             base.write_text(self.plan.config, encoding="utf-8")
-            return FontanelCLI(["--config", str(base), *chosen]).resolved()
+            return FontanelCLI(["--config", str(base), *as_words(self.best.params)]).resolved()
 
     def table(self) -> pd.DataFrame:
         """Return a row for each attempt at a trial: state, values, seconds, why it failed, and what was chosen."""
@@ -132,7 +130,7 @@ class SweepConclusion:
         _save(parent, parallel_coordinates(done, self._arguments(), metric=metric, maximize=maximize), "parallel.png")
 
     def _arguments(self) -> list[str]:
-        return [one.name for one in Space.read(self.plan.sweep.space).parameters]
+        return [one.name for one in self.plan.sweep.searched.parameters]
 
     def _values(self, trial: FrozenTrial) -> list[float]:
         """Return the values of a trial; of a pruned one the last that it reported."""

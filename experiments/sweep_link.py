@@ -18,10 +18,6 @@ PATIENCE = 60.0  # seconds that a trial waits for an answer; a worker that is go
 INTERVAL = 0.02
 
 
-class Pruned(Exception):  # noqa: N818 - not an error: somebody has asked for it
-    """A trial that need not be finished."""
-
-
 class Link:
     """The trial's end.
 

@@ -6,15 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datamodules.cohort import participant_key, stack_rows
+from datamodules.cohort import participant_keys, stack_rows
 from datamodules.protocols import UNUSED, Cell, plan_cells
 from datamodules.splits import Split
 from evaluation.parts import HELD_OUT
 from experiments.leakage import read_pretraining, require_disjoint
 from experiments.runtime import ConfigurationError, FontanelCLI, locate_weights
 from experiments.study import Study, as_word, closest, read_study
-from experiments.sweep_file import Sweep
-from experiments.sweep_space import Space
+from experiments.sweep_file import FOLD_PRUNER, Sweep
 from experiments.sweep_trial import FOLD, PROTOCOL
 from experiments.training import transfer_source
 from experiments.workplan import design_of
@@ -24,7 +23,6 @@ from tracking.store import Store
 SWEEPS = "sweeps"  # in the output folder
 AT = "@"  # in the name of a sweep within a part of a protocol, before the name of the test set
 BASE = "base.yaml"
-FOLD_PRUNER = {"class_path": "WilcoxonPruner", "init_args": {}}  # of the scores of folds, paired with the best trial's
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,11 @@ class SweepPlan:
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON types, from which `from_json` makes the same plan."""
-        budget = {"num_trials": None, "max_hours": None}  # may grow: no part of what a sweep is
+        budget: dict[str, Any] = {
+            "num_trials": None,
+            "max_hours": None,
+            "slurm": {},
+        }  # may change
         return {
             "sweep": {**self.sweep.as_json(), **budget},
             "config": self.config,
@@ -65,9 +67,15 @@ class SweepPlan:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any], max_hours: float | None = None) -> "SweepPlan":
-        """Return the plan that `as_json` was taken from, for a worker who takes what waits."""
-        budget = {"num_trials": 1, "max_hours": max_hours}
+    def from_json(cls, content: dict[str, Any], num_trials: int | None, max_hours: float | None) -> "SweepPlan":
+        """Return the plan that `as_json` was taken from.
+
+        Args:
+            content: JSON types.
+            num_trials: Trials in all.
+            max_hours: No trial is started after so long.
+        """
+        budget = {"num_trials": num_trials, "max_hours": max_hours}
         return cls(
             Sweep.from_json({**content["sweep"], **budget}),
             content["config"],
@@ -169,7 +177,7 @@ class _Setting:
         study = read_study(sweep.base)
         is_study = study.base != sweep.base.resolve()
         given = ["--config", str(study.base), *(_arm_words(study, sweep) if is_study else []), *words]
-        Space.read(sweep.space).require_arguments(given)
+        sweep.searched.require_arguments(given)
         cli = FontanelCLI(given)
         cli.datamodule.read()
         if (source := transfer_source(cli)) is not None:
@@ -191,8 +199,7 @@ class _Setting:
             study = replace(study, external_sites=())
         if only is not None:
             pool = {*only.keys("train"), *only.keys("val")}
-            pairs = zip(frame["dataset"], frame["participant_id"], strict=True)
-            frame = frame[[participant_key(*pair) in pool for pair in pairs]]
+            frame = frame[[key in pool for key in participant_keys(frame)]]
         return plan_cells(frame, design_of(study, data), data.stratify_by)
 
 
@@ -203,28 +210,15 @@ def _judged(split: Split, away: Mapping[str, tuple[str, ...]] | None = None) -> 
         split: The split.
         away: Participants by site who are not in it, and are not used.
     """
-    train: dict[str, tuple[str, ...]] = {}
-    judges: dict[str, tuple[str, ...]] = {}
-    for part, sites in split.parts.items():
-        for site, keys in sites.items():
-            if part in ("train", "val"):
-                train[site] = tuple(sorted({*train.get(site, ()), *keys}))
-            elif part in HELD_OUT:
-                judges[site] = tuple(sorted({*judges.get(site, ()), *keys}))
-    unused = {site: tuple(keys) for site, keys in split.parts.get(UNUSED, {}).items()}
-    for site, keys in (away or {}).items():
-        unused[site] = tuple(sorted({*unused.get(site, ()), *keys}))
-    return Split(PROTOCOL, split.seed, {"train": train, "val": judges, UNUSED: unused})
+    unused, outside = split.union(UNUSED), away or {}
+    together = {site: tuple(sorted((*unused.get(site, ()), *outside.get(site, ())))) for site in {**unused, **outside}}
+    parts = {"train": split.union("train", "val"), "val": split.union(*HELD_OUT), UNUSED: together}
+    return Split(PROTOCOL, split.seed, parts)
 
 
 def _unused(split: Split) -> dict[str, tuple[str, ...]]:
     """Return everybody outside the training and validation parts, by site."""
-    found: dict[str, tuple[str, ...]] = {}
-    for part, sites in split.parts.items():
-        if part not in ("train", "val"):
-            for site, keys in sites.items():
-                found[site] = tuple(sorted({*found.get(site, ()), *keys}))
-    return found
+    return split.union(*(part for part in split.parts if part not in ("train", "val")))
 
 
 def _arm_words(study: Study, sweep: Sweep) -> list[str]:

@@ -23,6 +23,7 @@ from experiments.sweep_file import Sweep, make_pruner, make_sampler
 from experiments.sweep_storage import SweepStorage
 
 DEFINITION = "definition"  # attribute of a study: what everybody who joins must know
+BUDGET = "budget"  # attribute of a study: its number of trials, and when it ends; both may grow
 SLOT, ATTEMPT, CHOSEN, FOLDER, OWNER, BEAT, WHY = (
     *("slot", "attempt", "chosen", "folder", "owner", "beat", "why"),  # attributes of a trial
 )
@@ -112,6 +113,19 @@ class TrialQueue:
             if slot not in slots:
                 _add_waiting(study, slot)
 
+    def set_budget(self, num_trials: int | None, max_hours: float | None) -> None:
+        """Say for all workers how many trials there are in all, and how long from now trials are started."""
+        until = None if max_hours is None else time.time() + 3600 * max_hours
+        self.study().set_user_attr(BUDGET, {"num_trials": num_trials, "until": until})
+        if num_trials is not None:
+            self.fill(num_trials)
+
+    def budget(self) -> tuple[int | None, float | None]:
+        """Return how many trials there are in all, and for how many hours trials are started; None without end."""
+        known = self.study().user_attrs.get(BUDGET, {"num_trials": None, "until": time.time()})
+        until = known["until"]
+        return known["num_trials"], None if until is None else max(0.0, until - time.time()) / 3600
+
     def extend(self) -> None:
         """Let one trial more wait."""
         with self.storage.lock:
@@ -157,7 +171,7 @@ class TrialQueue:
                     self.storage.backend.set_trial_user_attr(self._id(number), WHY, why)
                 study.tell(number, values, state)
         except (UpdateFinishedTrialError, ValueError, RuntimeError):
-            if self._state(number) in OVER:
+            if self.state(number) in OVER:
                 return False
             raise
         return True
@@ -211,7 +225,8 @@ class TrialQueue:
         study_id = self.storage.backend.get_study_id_from_name(self.name)
         return self.storage.backend.get_trial_id_from_study_id_trial_number(study_id, number)
 
-    def _state(self, number: int) -> TrialState:
+    def state(self, number: int) -> TrialState:
+        """Return the state of a trial."""
         return self.storage.backend.get_trial(self._id(number)).state
 
 

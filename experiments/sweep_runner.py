@@ -8,28 +8,39 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Protocol
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from experiments.cli import INTERRUPTED
 from experiments.launcher import STOPPING, failure_of, forkserver, send_stop, start_job
-from experiments.study import as_word
-from experiments.sweep_file import Sweep
+from experiments.study import as_words
+from experiments.sweep_file import Sweep, best_of
 from experiments.sweep_link import Listener
 from experiments.sweep_queue import ATTEMPT, BEAT_INTERVAL, CHOSEN, FOLDER, TrialQueue, slot_of
-from experiments.sweep_space import Space
 from experiments.sweep_trial import TrialJob
+from tracking.errors import StoreError
 from tracking.interruption import STOP_SIGNALS, Interrupted
-from tracking.store import Store, StoreError
+from tracking.store import Store
+
+if TYPE_CHECKING:
+    from experiments.slurm import Crew
 
 INTERVAL = 0.05  # seconds between two looks
 IDLE_INTERVAL = 2.0  # seconds between two looks at the trials of others
+
+
+class Watch(Protocol):
+    """Shows how far a sweep has come."""
+
+    def __call__(self, state: object, *, is_over: bool) -> None:
+        """Show a state."""
 
 
 @dataclass
@@ -81,11 +92,8 @@ class Counts:
 
 def best_value(trials: Sequence[FrozenTrial], sweep: Sweep) -> float | None:
     """Return the best value of completed trials, None before the first, and of several metrics."""
-    if len(sweep.metric) > 1:
-        return None
-    known = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
-    best = min if sweep.directions[0] == "minimize" else max
-    return best(known, default=None)
+    known = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    return best_of(known, sweep).value if known and len(sweep.metric) == 1 else None
 
 
 @dataclass
@@ -103,6 +111,7 @@ class Worker:
         num_workers: Trials at once.
         tags: Tags of every trial's run.
         watch: Called now and then.
+        crew: Jobs of a cluster that do the trials; they are watched, and stopped with this worker.
     """
 
     sweep: Sweep
@@ -114,7 +123,8 @@ class Worker:
     store: Store
     num_workers: int
     tags: Mapping[str, str]
-    watch: Callable[[Counts], None]
+    watch: Watch
+    crew: "Crew | None" = None
     _running: dict[int, Running] = field(default_factory=dict)
     _stops: int = 0
 
@@ -125,7 +135,7 @@ class Worker:
             Interrupted: A signal asked to stop; what was running waits for the next worker.
         """
         self._context = forkserver()
-        self._space = Space.read(self.sweep.space)
+        self._space = self.sweep.searched
         self._lanes = list(range(self.num_workers))
         self._deadline = math.inf if self.sweep.max_hours is None else time.monotonic() + 3600 * self.sweep.max_hours
         beat = look = self._next_look = -math.inf
@@ -142,9 +152,13 @@ class Worker:
                 if now - look > IDLE_INTERVAL:
                     look = now
                     counts = self.counts()
-                    self.watch(counts)
-                    if not self._running and (self._stops or self._is_over(counts)):
-                        break
+                    over = self._is_over(counts)
+                    self.watch(counts, is_over=over)
+                    if self._stops or over:
+                        if not self._running:
+                            break
+                    elif self.crew is not None:
+                        self.crew.require()
                 time.sleep(INTERVAL)
         finally:
             for one in self._running.values():
@@ -172,9 +186,8 @@ class Worker:
         )
 
     def _is_over(self, counts: Counts) -> bool:
-        if time.monotonic() > self._deadline:
-            return True
-        return counts.waiting == counts.running == 0
+        all_taken = self.sweep.num_trials is not None and counts.waiting == 0
+        return counts.running == 0 and (all_taken or time.monotonic() > self._deadline)
 
     def _fill_lanes(self) -> None:
         while self._lanes and not self._stops and self._next_look <= time.monotonic() < self._deadline:
@@ -193,15 +206,15 @@ class Worker:
         trial.set_user_attr(CHOSEN, trial.params)
         trial.set_user_attr(FOLDER, str(folder))
         job = TrialJob(
-            slot_of(trial),
-            attempt,
             self.study,
-            (*self.words, *(word for name, value in chosen.items() for word in (f"--{name}", as_word(value)))),
+            (*self.words, *as_words(chosen)),
             folder,
-            self.sweep.metric,
-            self.sweep.directions,
-            self.folds,
             {**self.tags, "trial": str(slot_of(trial))},
+            slot=slot_of(trial),
+            attempt=attempt,
+            metric=self.sweep.metric,
+            direction=self.sweep.directions,
+            folds=self.folds,
         )
         job.prepare(Path(before) if before else None)
         lane = self._lanes.pop(0)
@@ -271,9 +284,9 @@ class Worker:
     def _tag(self, one: Running) -> None:
         if one.job.run_id is None:
             return
-        state = next(trial.state for trial in self.queue.trials() if trial.number == one.trial.number)
+        state = self.queue.state(one.trial.number).name.lower()
         try:
-            self.store.set_tag(one.job.run_id, "trial_state", state.name.lower())
+            self.store.set_tag(one.job.run_id, "trial_state", state)
         except StoreError as error:
             sys.stderr.write(f"{error} The trial counts all the same.\n")
 
@@ -282,5 +295,7 @@ class Worker:
         self._stops += 1
         if self._stops == 1:
             sys.stderr.write(STOPPING)
+            if self.crew is not None:
+                self.crew.dismiss()
         for one in self._running.values():
             send_stop(one.process, at_once=self._stops > 1)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from experiments.runtime import ConfigurationError, FontanelCLI
-from experiments.study import as_word, closest
+from experiments.study import as_word, as_words, closest
 from experiments.usage import explain
 from tracking.params import flatten_params
 
@@ -165,9 +165,8 @@ class Space:
             if short not in known and not any(other.startswith(f"{short}.") for other in known):
                 raise ConfigurationError(f"The configuration has no argument '{name}'.{_hint(short, known)}")
         for chosen in self._corners():
-            given = [word for name, value in chosen.items() for word in (f"--{name}", as_word(value))]
             try:
-                FontanelCLI([*words, *given])
+                FontanelCLI([*words, *as_words(chosen)])
             except (SystemExit, ValueError) as error:
                 shown = ", ".join(f"{name} = {as_word(value)}" for name, value in chosen.items())
                 raise ConfigurationError(

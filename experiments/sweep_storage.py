@@ -15,13 +15,15 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import event
 
+from tracking.addresses import sqlite_path
+from tracking.errors import StoreError
 from tracking.filesystems import network_filesystem
 from tracking.redaction import redact_uri
-from tracking.store import StoreError, sqlite_path
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # a worker says how far the sweep has come
 
 JOURNAL = "journal://"
+STORAGE = "FONTANEL_STORAGE"  # environment variable
 DATABASE, LOG = "optuna.db", "optuna.journal"
 LOCK_TIMEOUT = 120.0  # seconds; making the tables takes about one
 BUSY_TIMEOUT = 60_000  # milliseconds that a writer waits for another
@@ -37,7 +39,7 @@ def storage_uri(explicit: str | None, folder: Path) -> str:
     Raises:
         StoreError: The given one is sqlite on a network filesystem, or no storage.
     """
-    explicit = explicit or os.environ.get("FONTANEL_STORAGE")
+    explicit = explicit or os.environ.get(STORAGE)
     if explicit is None:
         on_network = network_filesystem(folder) is not None
         return f"{JOURNAL}{folder / LOG}" if on_network else f"sqlite:///{folder / DATABASE}"
@@ -62,11 +64,13 @@ class SweepStorage:
     """An open storage.
 
     Args:
+        uri: Its address.
         backend: As Optuna has it.
         lock: Held while a trial changes its state. sqlite has no rows that are locked for an update, so two workers
             would take the same trial; elsewhere it does nothing.
     """
 
+    uri: str
     backend: BaseStorage
     lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
@@ -84,18 +88,18 @@ def open_storage(uri: str) -> SweepStorage:
         log = Path(uri.removeprefix(JOURNAL))
         log.parent.mkdir(parents=True, exist_ok=True)
         journal = JournalFileBackend(str(log), lock_obj=JournalFileSymlinkLock(str(log)))
-        return SweepStorage(JournalStorage(journal))
+        return SweepStorage(uri, JournalStorage(journal))
     path = sqlite_path(uri)
     try:
         if path is None:
-            return SweepStorage(get_storage(RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})))
+            return SweepStorage(uri, get_storage(RDBStorage(uri, engine_kwargs={"pool_pre_ping": True})))
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=LOCK_TIMEOUT)
         with lock:
             storage = RDBStorage(uri, engine_kwargs={"connect_args": {"timeout": BUSY_TIMEOUT / 1000}})
             event.listen(storage.engine, "connect", _configure)
             storage.engine.dispose()  # connections that were opened before the listener
-        return SweepStorage(get_storage(storage), lock)  # one cache for all who ask
+        return SweepStorage(uri, get_storage(storage), lock)  # one cache for all who ask
     except Exception as error:
         raise StoreError(f"The storage {redact_uri(uri)} cannot be opened: {_first_line(error)}") from error
 

@@ -4,33 +4,28 @@ A training is a run, a child of the sweep's; it predicts validation participants
 own: their scores are points of the trial's one run, and what is finished of them another attempt does not do again.
 """
 
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from typing_extensions import override
 
 from evaluation.assessment import assess
 from evaluation.predictions import normalise_predictions
 from evaluation.tasks import task_of
-from experiments.cli import INTERRUPTED
 from experiments.inner import best_rows
-from experiments.jobs import DONE, JOB, RUN
-from experiments.options import STEP_TIMEOUT
-from experiments.ranks import num_processes, run_ranks
+from experiments.job_folder import DONE, RUN, JobFolder, read_lists
+from experiments.ranks import num_processes
 from experiments.runtime import ConfigurationError, FontanelCLI
 from experiments.sweep_link import Link, Reporting
-from experiments.training import ResumePoint, RunKey, Training
-from tracking.checkpoints import CheckpointError
+from experiments.training import RunKey, Training
 from tracking.environment import environment_facts
 from tracking.files import read_json, write_json
-from tracking.interruption import Interrupted
 from tracking.journal import read_records
 from tracking.logger import RunLogger
-from tracking.store import Point, RunStatus, Store
+from tracking.store import Point, Store
 
 PROTOCOL = "sweep"
 FOLD = "fold-{}.json"  # folds of a trial, in the folder of the sweep
@@ -38,47 +33,28 @@ ROWS = "rows-{}.parquet"  # what a trial predicts of one
 
 
 @dataclass(frozen=True)
-class TrialJob:
+class TrialJob(JobFolder):
     """One attempt at a trial.
 
     Args:
         slot: Which of the asked trials it is.
         attempt: Which attempt, from 0.
-        study: MLflow experiment.
-        words: The whole configuration, as words of a command line.
-        folder: Where the attempt leaves what it has done.
         metric: What is optimised.
         direction: Which way each is better.
         folds: Files of splits, each of which is trained on and scored by its validation part; none for one training.
-        seed: Seed of the trainings.
-        tags: Further tags of its run.
     """
 
     slot: int
     attempt: int
-    study: str
-    words: tuple[str, ...]
-    folder: Path
     metric: tuple[str, ...]
     direction: tuple[str, ...]
     folds: tuple[str, ...]
-    tags: dict[str, str]
 
     @property
+    @override
     def name(self) -> str:
         """Name of its run."""
         return f"trial-{self.slot}"
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its values are there."""
-        return (self.folder / DONE).is_file()
-
-    @property
-    def run_id(self) -> str | None:
-        """Its run, None before it was started."""
-        path = self.folder / RUN
-        return str(read_json(path)["run_id"]) if path.is_file() else None
 
     @property
     def values(self) -> tuple[list[float], bool]:
@@ -92,8 +68,7 @@ class TrialJob:
         Args:
             before: Folder of the attempt before it, whose run it goes on with.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / JOB, {**asdict(self), "folder": None})
+        self.write()
         for path in [] if before is None else [before / RUN, *before.glob(ROWS.format("*"))]:
             if path.is_file():
                 (self.folder / path.name).write_bytes(path.read_bytes())
@@ -101,9 +76,7 @@ class TrialJob:
     @classmethod
     def read(cls, folder: Path) -> "TrialJob":
         """Return the attempt that was prepared in a folder."""
-        content: dict[str, Any] = read_json(folder / JOB)
-        lists = {name: tuple(content[name]) for name in ("words", "metric", "direction", "folds")}
-        return cls(**{**content, **lists, "folder": folder})
+        return cls(**read_lists(folder, "words", "metric", "direction", "folds"))
 
     def run(self, store: Store) -> None:
         """Do it, or go on with what the attempt before it has done."""
@@ -122,17 +95,11 @@ class TrialJob:
 def _train(job: TrialJob, store: Store) -> None:
     """Train once, report the first metric after each validation, and take the values of the best epoch."""
     started = time.time()
-    point = _resume_point(job, store)
+    point = job.resume_point(store)
     cli = FontanelCLI(job.words) if point is None else point.rebuild()
     cli.be_quiet()
     if (num := num_processes(cli)) > 1:
-        cli.datamodule.prepare_data()
-        os.environ["MLFLOW_TRACKING_URI"] = store.uri  # not among the words: it may hold a password
-        code = run_ranks(["job", str(job.folder), "--output-dir", str(store.output_folder)], num, store, STEP_TIMEOUT)
-        if code == INTERRUPTED:
-            raise Interrupted(f"{job.name} was interrupted")
-        if code:
-            raise ChildProcessError(f"The processes of {job.name} ended with exit code {code}.")
+        job.run_in_processes(cli, num, store)
         return
     cli.datamodule.assign_splits()
     if not cli.datamodule.part("val"):
@@ -141,7 +108,7 @@ def _train(job: TrialJob, store: Store) -> None:
         training = Training.resume(cli, point, store)
     else:
         key = RunKey(job.name, PROTOCOL, job.attempt, seed=cli.seed, name=job.name)
-        known = job.run_id if job.run_id is not None and store.folder(job.run_id).is_dir() else None
+        known = store.known_here(job.run_id)
         training = Training.start(cli, study=job.study, key=key, store=store, tags=job.tags, run_id=known)
     if training.speaks:
         write_json(job.folder / RUN, {"run_id": training.run_id})
@@ -151,15 +118,6 @@ def _train(job: TrialJob, store: Store) -> None:
     if training.speaks:
         values = best_values(training.folder, job.metric, job.direction)
         job.finish(values, stopped=reporting.stopped, seconds=time.time() - started)
-
-
-def _resume_point(job: TrialJob, store: Store) -> ResumePoint | None:
-    if job.run_id is None or not store.folder(job.run_id).is_dir():
-        return None
-    try:
-        return ResumePoint.of(str(store.folder(job.run_id)), [], store)
-    except CheckpointError:
-        return None
 
 
 def best_values(folder: Path, metric: Sequence[str], direction: Sequence[str]) -> list[float]:
@@ -196,11 +154,10 @@ def best_values(folder: Path, metric: Sequence[str], direction: Sequence[str]) -
 def _score_folds(job: TrialJob, store: Store) -> None:
     """Train once for each fold, report its score, and take their mean."""
     started, link, stopped = time.time(), Link(job.folder), False
-    known = job.run_id if job.run_id is not None and store.folder(job.run_id).is_dir() else None
-    logger = RunLogger(store, job.study, job.name, {**job.tags, "protocol": PROTOCOL}, run_id=known)
+    tags = {**job.tags, "protocol": PROTOCOL}
+    logger = RunLogger(store, job.study, job.name, tags, run_id=store.known_here(job.run_id))
     write_json(job.folder / RUN, {"run_id": logger.run_id})
-    status: RunStatus = "FAILED"
-    try:
+    with logger.closing():
         cli = FontanelCLI([*job.words, "--data.split_file", job.folds[0]])
         logger.log_config(cli.resolved())
         logger.log_json("environment.json", environment_facts())
@@ -210,20 +167,12 @@ def _score_folds(job: TrialJob, store: Store) -> None:
             if not path.is_file():
                 best_rows([*job.words, "--data.split_file", fold], store).to_parquet(path)
             scores.append(score(pd.read_parquet(path), job.metric))
-            logger.log_metrics(
-                {f"fold/{name}": value for name, value in zip(job.metric, scores[-1], strict=True)}, number
-            )
+            logger.log_metrics(_named("fold", job.metric, scores[-1]), number)
             stopped = link.report(number, scores[-1][0])
             if stopped:
                 break
         values = [sum(column) / len(column) for column in zip(*scores, strict=True)]
         logger.log_metrics(_named("mean", job.metric, values), 0)
-        status = "FINISHED"
-    except (Interrupted, KeyboardInterrupt):
-        status = "KILLED"
-        raise
-    finally:
-        logger.close(status)
     job.finish(values, stopped=stopped, seconds=time.time() - started)
 
 
