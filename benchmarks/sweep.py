@@ -115,7 +115,7 @@ def empty_trials(folder: Path, number: int) -> float:
         sweep = sweep_of(name, trials)
         queue = TrialQueue.create(sweep, open_storage(f"sqlite:///{folder / 'optuna.db'}"), {}, seed=0)
         queue.fill(trials)
-        worker = Worker(sweep, name, queue, (), (), folder, store, 2, {}, lambda counts: None)
+        worker = Worker(sweep, name, queue, (), (), folder, store, 2, {}, lambda counts, is_over: None)
         start = time.perf_counter()
         worker.run()
         taken.append((time.perf_counter() - start) / trials)

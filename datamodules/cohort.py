@@ -31,6 +31,7 @@ __all__ = [
     "Schema",
     "check_table",
     "participant_key",
+    "participant_keys",
     "read_cohort",
     "schema_path",
     "stack_rows",
@@ -76,6 +77,11 @@ class Cohort:
         if reason:
             raise CohortError.single(f"{self.table.name}: '{shorten(relative)}' {reason}", "path_escape")
         return self.root / relative
+
+
+def participant_keys(frame: pd.DataFrame) -> list[str]:
+    """Return the key of the participant of each row."""
+    return [participant_key(*pair) for pair in zip(frame["dataset"], frame["participant_id"], strict=True)]
 
 
 def stack_rows(cohorts: Sequence[Cohort]) -> pd.DataFrame:

@@ -51,6 +51,14 @@ class Split:
         """Return the participants of a part, sorted and each once; none for a part that the split does not have."""
         return tuple(sorted({key for keys in self.parts.get(part, {}).values() for key in keys}))
 
+    def union(self, *parts: str) -> dict[str, tuple[str, ...]]:
+        """Return the participants of several parts together, by site; parts that the split lacks hold nobody."""
+        together: dict[str, set[str]] = defaultdict(set)
+        for part in parts:
+            for site, keys in self.parts.get(part, {}).items():
+                together[site].update(keys)
+        return {site: tuple(sorted(keys)) for site, keys in together.items()}
+
     def part_of(self, key: str) -> str | None:
         """Return the part that a participant is in, or None when the split does not name them."""
         return self._part_by_key.get(key)

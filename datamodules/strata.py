@@ -12,7 +12,7 @@ from statistics import fmean
 import numpy as np
 import pandas as pd
 
-from datamodules.cohort import participant_key
+from datamodules.cohort import participant_keys
 
 MAX_CLASSES = 10  # a target with more different values is continuous
 
@@ -37,13 +37,9 @@ class Unit:
 def sites_by_key(frame: pd.DataFrame) -> dict[str, Counter[str]]:
     """Return the number of rows of each participant at each site."""
     sites: dict[str, Counter[str]] = defaultdict(Counter)
-    for key, site in zip(_keys(frame), frame["site"], strict=True):
+    for key, site in zip(participant_keys(frame), frame["site"], strict=True):
         sites[key][site] += 1
     return sites
-
-
-def _keys(frame: pd.DataFrame) -> list[str]:
-    return [participant_key(*pair) for pair in zip(frame["dataset"], frame["participant_id"], strict=True)]
 
 
 def tied_units(frame: pd.DataFrame, target: str | None, group: str | None) -> list[Unit]:
@@ -54,7 +50,7 @@ def tied_units(frame: pd.DataFrame, target: str | None, group: str | None) -> li
         target: Column to balance.
         group: Column whose equal values tie participants; an empty value ties nobody.
     """
-    keys = _keys(frame)
+    keys = participant_keys(frame)
     sites_of = sites_by_key(frame)
     levels = _levels(frame[target]) if target is not None else [np.nan] * len(frame)
     members = _components(keys, [str(value) for value in frame[group]] if group is not None else [""] * len(keys))

@@ -10,7 +10,7 @@ import pandas as pd
 import yaml
 
 from datamodules.base import BaseDataModule
-from datamodules.cohort import Cohort, CohortError, participant_key, read_cohort, stack_rows
+from datamodules.cohort import Cohort, CohortError, participant_key, participant_keys, read_cohort, stack_rows
 from datamodules.inspection import FileFacts
 from datamodules.preprocessing import read_volume
 from datamodules.protocols import UNUSED, plan_cells
@@ -105,11 +105,6 @@ def _folds(datamodule: BaseDataModule, study: Study, frame: pd.DataFrame, rows: 
     cells = plan_cells(frame, design, datamodule.stratify_by)
     parts = [rows["key"].map(lambda key, split=cell.split: split.part_of(key) or "") for cell in cells]
     return tuple(part.replace(UNUSED, "") for part in parts)
-
-
-def participant_keys(frame: pd.DataFrame) -> list[str]:
-    """Return the key of the participant of each row of a cohort."""
-    return [participant_key(*pair) for pair in zip(frame["dataset"], frame["participant_id"], strict=True)]
 
 
 def identity_columns(cohort: Cohort) -> list[str]:

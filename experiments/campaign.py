@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from evaluation.leakage import Finding
 from evaluation.wording import count_text
 from experiments.audit import NUM_PERMUTATIONS, examine
@@ -20,7 +18,7 @@ from experiments.jobs import FOLDS, Job
 from experiments.launcher import LAUNCHERS, Launcher, Progress, Watcher, run_jobs
 from experiments.leakage import LeakageError
 from experiments.lock import LOCK
-from experiments.runtime import ConfigurationError
+from experiments.runtime import ConfigurationError, work_alone
 from experiments.study import Study, closest
 from experiments.workplan import BASE, SOURCE_HASH, Workplan, make_workplan
 from lightning_modules.operating_point import SMALL
@@ -28,8 +26,8 @@ from tracking.environment import environment_facts
 from tracking.files import read_json, write_file, write_json
 from tracking.interruption import Interrupted
 from tracking.logger import RunLogger
-from tracking.progress import PLAIN_INTERVAL
-from tracking.store import PARENT_TAG, RunStatus, Store
+from tracking.progress import Lines
+from tracking.store import PARENT_TAG, Store
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,6 +79,7 @@ class Campaign:
             f"  arms: {', '.join(plan.lock.arms)}",
             f"  {len(plan.cells)} test sets (folds x repeats), {study.num_seeds} seeds",
             f"  primary metric: {plan.lock.primary_metric}",
+            *([] if plan.tuning is None else [f"  each job is tuned before: {plan.tuning.effort}"]),
         ]
         for cell in plan.cells:
             sizes = {part: len(cell.split.keys(part)) for part in cell.split.parts}
@@ -99,7 +98,7 @@ class Campaign:
         """
         if launcher not in LAUNCHERS:
             raise ConfigurationError(f"There is no launcher '{launcher}'.{closest(launcher, LAUNCHERS)}")
-        with self._alone(), self._parent() as parent:
+        with work_alone(self.workplan.folder), self._parent() as parent:
             tags = {PARENT_TAG: parent.run_id, "crossval": self.workplan.name}
             jobs = self.workplan.prepare_jobs(tags)
             self.workplan.cli.datamodule.prepare_data()
@@ -143,43 +142,19 @@ class Campaign:
             raise Interrupted(again) from None
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuse to work on a cross-validation that another process works on."""
-        lock = FileLock(self.workplan.folder / "work.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigurationError(
-                f"Another process works on {self.workplan.folder}. Wait for its end, or stop it first."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextmanager
     def _parent(self) -> Iterator[RunLogger]:
         """Open the parent run, new or again, and close it with its true status."""
         study, lock = self.workplan.study, self.workplan.lock
         tags = {"study": study.name, "protocol": study.protocol, "kind": "crossval", "lock": lock.identity}
         tags["primary_metric"] = lock.primary_metric
         path = self.workplan.folder / PARENT
-        known = path.read_text(encoding="utf-8").strip() if path.is_file() else None
-        if known is not None and not self.store.folder(known).is_dir():
-            known = None
+        known = self.store.known_here(path.read_text(encoding="utf-8").strip() if path.is_file() else None)
         parent = RunLogger(self.store, study.name, self.workplan.name, tags, run_id=known)
         write_file(path, f"{parent.run_id}\n".encode())
-        status: RunStatus = "FAILED"
-        try:
+        with parent.closing((self.workplan.folder / TABLE).is_file):
             if known is None:
                 self._describe(parent)
             yield parent
-            status = "FINISHED" if (self.workplan.folder / TABLE).is_file() else "FAILED"
-        except (Interrupted, KeyboardInterrupt):
-            status = "KILLED"
-            raise
-        finally:
-            parent.close(status)
 
     def _describe(self, parent: RunLogger) -> None:
         """Record what the cross-validation is made of."""
@@ -203,30 +178,14 @@ class Campaign:
 def watching(name: str) -> Iterator[Watcher]:
     """Show how far the jobs have come: a live table on a terminal, a line a minute in a log."""
     if not sys.stderr.isatty():
-        yield _Lines(name)
+        lines = Lines(name)
+        yield lambda progress: lines.show(summary(progress), is_over=progress.is_over)
         return
     from rich.console import Console
     from rich.live import Live
 
     with Live(console=Console(stderr=True), auto_refresh=False) as live:
         yield lambda progress: live.update(_table(name, progress), refresh=True)
-
-
-class _Lines:
-    """One line at the beginning, one a minute, one at the end."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.last = -PLAIN_INTERVAL
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        over = progress.done + len(progress.failed) == progress.total
-        if now - self.last < PLAIN_INTERVAL and not (over and self.last > 0):
-            return
-        self.last = float("-inf") if over else now
-        sys.stderr.write(f"{self.name}: {summary(progress)}\n")
-        sys.stderr.flush()
 
 
 def summary(progress: Progress) -> str:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 from datamodules.folders import cache_folder
 from experiments.options import open_store
+from tracking.addresses import output_folder, sqlite_path, tracking_uri
+from tracking.errors import StoreError
 from tracking.redaction import redact_text, redact_uri
-from tracking.store import StoreError, output_folder, sqlite_path, tracking_uri
 
 if TYPE_CHECKING:
     from tracking.shipping import Leftover

@@ -106,7 +106,7 @@ class Conclusion:
         parent.log_artifact(report)
         shutil.copyfile(report, folder / REPORT)
         for name, value in site_tags(self.held_out).items():
-            self.store.client.set_tag(parent.run_id, name, value)
+            self.store.set_tag(parent.run_id, name, value)
 
     def parent_metrics(self) -> dict[str, float]:
         """Return `<arm>/<split>/<metric>` with `_low`, `_high` and `_sd`, and the gains as `gain/<arm>/<metric>`."""

@@ -21,7 +21,8 @@ from types import FrameType
 from typing import Any, Literal
 
 from experiments.cli import FAILED, INTERRUPTED, describe
-from experiments.jobs import Job, Runnable, read_job, run_job
+from experiments.job_folder import Runnable
+from experiments.jobs import Job, read_job, run_job
 from experiments.memory import keep_freed_memory
 from tracking.interruption import STOP_SIGNALS, Interrupted
 from tracking.store import Store
@@ -53,6 +54,11 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)
     fresh: int = 0
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.done + len(self.failed) == self.total
 
     @property
     def seconds_left(self) -> float | None:

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the whole story once and print what came out and what to type next."""
     from experiments.options import open_store
-    from tracking.store import output_folder
+    from tracking.addresses import output_folder
 
     store = open_store(arguments)
     cohorts = output_folder(arguments.output_dir) / "cohorts"
@@ -90,7 +90,7 @@ def pretrain(table: Path, arguments: argparse.Namespace, store: "Store") -> "Ses
     words += ["--trainer.devices", "1", *epochs(arguments, PRETRAIN_EPOCHS)]
     key = RunKey(PRETRAINING, seed=arguments.seed)
     name = f"training-{arguments.max_epochs or PRETRAIN_EPOCHS}-epochs"
-    job = Job(key, f"{FOLDER}/phantom_pretrain", tuple(words), (), table.parent / name, {})
+    job = Job(f"{FOLDER}/phantom_pretrain", tuple(words), table.parent / name, {}, key)
     job.prepare(None)
     run_job(job, store, quiet=False)
     session = Session.reopen(read_contract(store.folder(str(job.run_id))), store)

@@ -18,13 +18,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from experiments.cli import INTERRUPTED
+from tracking.errors import StoreError
 from tracking.heartbeat import HEARTBEAT, Pulse
 from tracking.interruption import STOP_SIGNALS, STOPPING
 from tracking.logger import RUN_FILE
 from tracking.processes import dies_with_parent
 from tracking.server import HOST, free_port
 from tracking.shipping import settle
-from tracking.store import Store, StoreError
+from tracking.store import Store
 
 if TYPE_CHECKING:
     from experiments.runtime import FontanelCLI

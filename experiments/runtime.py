@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from mlflow.exceptions import MlflowException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import Checkpoint
@@ -26,8 +27,9 @@ from experiments.usage import explain
 from lightning_modules.base import BaseModule
 from tracking.checkpoints import AtomicCheckpointIO
 from tracking.contract import BEST, CHECKPOINTS, CheckpointContract, read_contract
+from tracking.errors import StoreError
 from tracking.shipping import find_folder
-from tracking.store import Store, StoreError
+from tracking.store import Store
 
 # Lightning advertises and repeats the obvious on every start. Its warnings stay, but for those about torch's internals,
 # the checkpoint keeper that an evaluation does not need, loader processes, which we do without, few steps an epoch, and
@@ -47,6 +49,28 @@ BEST_CHECKPOINT = f"{CHECKPOINTS}/{BEST}"
 
 class ConfigurationError(ValueError):
     """A configuration, or the reference to a run, that cannot be used; says what to write instead."""
+
+
+@contextmanager
+def work_alone(folder: Path, advice: str = "Wait for its end, or stop it first.") -> Iterator[None]:
+    """Refuse to work on a folder that another process of this machine works on.
+
+    Args:
+        folder: The folder.
+        advice: What to do instead.
+
+    Raises:
+        ConfigurationError: Another process does.
+    """
+    lock = FileLock(folder / "work.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigurationError(f"Another process works on {folder}. {advice}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class UsageError(ConfigurationError):

@@ -227,7 +227,8 @@ def pictures(folder: Path, run_name: str) -> "list[Picture]":
 def keep(restored: "Restored", store: "Store", files: Sequence[Path]) -> None:
     """Add files to the artifacts of the run; a checkpoint may be of a run that this store does not have."""
     from experiments.session import Session
-    from tracking.store import PARENT_TAG, StoreError
+    from tracking.errors import StoreError
+    from tracking.store import PARENT_TAG
 
     try:
         run_id = store.find_run(Session.reopen(restored.contract, store).run_id).run_id
@@ -236,7 +237,7 @@ def keep(restored: "Restored", store: "Store", files: Sequence[Path]) -> None:
         return
     for file in files:
         store.log_artifact(run_id, file, FOLDER)
-    store.client.set_tag(run_id, TAG, "true")
+    store.set_tag(run_id, TAG, "true")
     print(f"Added to run {run_id}: {FOLDER}/ with {', '.join(file.name for file in files)}")
     shown = store.client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
     print(f"A report shows them when it is written again: fontanel report {shown}")

@@ -91,7 +91,7 @@ def score(restored: "Restored", stage: Stage, store: "Store") -> "Session | None
     session.keep_predictions(rows, int(load_checkpoint(checkpoint)["global_step"]))
     session.write_report()
     for name, value in site_tags(session.predictions).items():
-        store.client.set_tag(session.run_id, name, value)
+        store.set_tag(session.run_id, name, value)
     return session
 
 

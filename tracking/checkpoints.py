@@ -17,9 +17,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 from typing_extensions import override
 
+from tracking.errors import RunWarning
 from tracking.files import file_hash, make_private_folder, remove_leftovers, replace, sync, temporary_file, write_file
 from tracking.redaction import redact
-from tracking.store import RunWarning
 
 FORMAT = 2  # of the record that a checkpoint carries, and of model.json
 SPARE = 1 << 20  # bytes that a checkpoint may be larger than its tensors

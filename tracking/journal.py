@@ -15,8 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from tracking.errors import StoreError
 from tracking.files import make_private_folder, read_json, write_json
-from tracking.store import Point, StoreError
+from tracking.store import Point
 
 Record = Point | dict[str, Any]
 

@@ -5,7 +5,8 @@ import os
 import time
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,7 +19,9 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 from typing_extensions import override
 
+from tracking.errors import RunWarning, StoreError
 from tracking.files import make_private_folder, write_file
+from tracking.interruption import Interrupted
 from tracking.journal import (
     Cursor,
     Journal,
@@ -33,7 +36,7 @@ from tracking.journal import (
 from tracking.params import flatten_params, valid_name
 from tracking.redaction import redact, redact_yaml
 from tracking.shipping import JOURNAL_TAG, Delivery, Shipper
-from tracking.store import Point, RunStatus, RunWarning, Store, StoreError
+from tracking.store import Point, RunStatus, Store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -234,6 +237,28 @@ class RunLogger(Logger):
         self._journal.close()
         self._lock.release()
         return arrived
+
+    @contextmanager
+    def closing(self, is_whole: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """Close the run as finished, as killed when it was asked to stop, or as failed when something is raised.
+
+        Args:
+            is_whole: Asked at the end whether the run has done what it was to do; if not, it has failed.
+        """
+        status: RunStatus = "FAILED"
+        try:
+            yield
+            status = "FINISHED" if is_whole() else "FAILED"
+        except (Interrupted, KeyboardInterrupt):
+            status = "KILLED"
+            raise
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns one into the other
+                status = "KILLED"
+                raise error.__context__ from None
+            raise
+        finally:
+            self.close(status)
 
     def _start(self) -> str:
         """Start the run in the store, or without it where its server is away, and return the id of the run."""

@@ -8,6 +8,26 @@ from contextlib import contextmanager
 PLAIN_INTERVAL = 60.0  # seconds between lines where nobody watches
 
 
+class Lines:
+    """A line at the beginning, one a minute, and one at the end, for work whose state is told again and again.
+
+    Args:
+        name: What every line begins with.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._last = float("-inf")
+
+    def show(self, state: object, *, is_over: bool) -> None:
+        """Write a line, if it is time for one."""
+        now = time.monotonic()
+        if now - self._last >= PLAIN_INTERVAL or is_over:
+            self._last = now
+            sys.stderr.write(f"{self._name}: {state}\n")
+            sys.stderr.flush()
+
+
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show how far a piece of work has come, on standard error.

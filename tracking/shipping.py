@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tracking.errors import StoreError
 from tracking.journal import (
     Cursor,
     Journal,
@@ -20,7 +21,7 @@ from tracking.journal import (
     undelivered,
     write_cursor,
 )
-from tracking.store import MINIMUM_PREFIX, Point, RunInfo, Store, StoreError
+from tracking.store import MINIMUM_PREFIX, Point, RunInfo, Store
 
 CHUNK = 1000  # points in one request: as many as MLflow takes
 JOURNAL_TAG = "journal"  # names the journal of a run, so that a run whose start got no answer is found again

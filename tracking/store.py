@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
+from tracking.addresses import SERVERS, check_filesystem, sqlite_path, tracking_uri
+from tracking.errors import StoreError
 from tracking.files import make_private_folder
-from tracking.filesystems import network_filesystem
 from tracking.redaction import redact, redact_text, redact_uri
 
 if TYPE_CHECKING:
@@ -33,11 +34,9 @@ MAXIMUM_TAG = 8000  # characters that MLflow keeps of a tag
 MAXIMUM_KEY = 250  # characters of the name of a tag, parameter or metric
 PARENT_TAG = "mlflow.parentRunId"  # by which MLflow nests runs
 CHANGED_PARAM = "changed_param."  # tag of a parameter that a resumed run has with another value
-_SERVERS = ("http://", "https://")
 PROBE_TIMEOUT = 3.0  # seconds in which a server must answer to be trusted with the start of a run
 # Error codes of MLflow by which a request is refused for what it is; every other failure may pass.
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
-_DATABASES = ("postgresql", "mysql", "mssql")
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
 _STUDY = re.compile(r"\w[\w. -]*(?:/\w[\w. -]*)*")
 # MLflow's own defaults phone home and wait for a dead server for eight minutes.
@@ -48,23 +47,6 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-
-
-class StoreError(ValueError):
-    """A store or a run that cannot be used; says which one and what to do.
-
-    Args:
-        message: What, where, and what to do.
-        permanent: Whether trying again is of no use; false for a server that does not answer now.
-    """
-
-    def __init__(self, message: str, *, permanent: bool = True) -> None:
-        super().__init__(message)
-        self.permanent = permanent
-
-
-class RunWarning(UserWarning):
-    """Something about a run that its user should know, while the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -108,50 +90,6 @@ class RunInfo:
         return (
             f"{self.run_id}  {self.name}  (study {self.study}, started {self.started.astimezone():%Y-%m-%d %H:%M:%S})"
         )
-
-
-def output_folder(explicit: Path | None = None) -> Path:
-    """Return the absolute output folder: the given one, else `FONTANEL_OUTPUT`, else `./outputs`."""
-    return Path(explicit or os.environ.get("FONTANEL_OUTPUT") or "outputs").expanduser().absolute()
-
-
-def tracking_uri(explicit: str | None, folder: Path) -> str:
-    """Return the URI of the store: the given one, else `MLFLOW_TRACKING_URI`, else sqlite in the output folder.
-
-    Args:
-        explicit: Value of `--tracking-uri`.
-        folder: Output folder.
-
-    Raises:
-        StoreError: If the URI is a plain path or names a kind of store that MLflow cannot serve.
-    """
-    uri = explicit or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-    if path := sqlite_path(uri):
-        return f"sqlite:///{path}"
-    if uri.startswith(_SERVERS):
-        if urlsplit(uri).username is not None:
-            raise StoreError(
-                f"The tracking URI {redact_uri(uri)} holds a user or password, which MLflow would print. Leave them "
-                "out of it and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."
-            )
-        return uri.rstrip("/")
-    if uri.split("://")[0].split("+")[0] in _DATABASES and "://" in uri:
-        return uri
-    raise StoreError(
-        f"The tracking URI '{redact_uri(uri)}' is not a store: MLflow no longer writes to plain folders. Give "
-        "sqlite:///FILE.db, http://HOST:PORT or postgresql://..., or leave --tracking-uri and MLFLOW_TRACKING_URI out."
-    )
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute database file of a sqlite URI, None for every other kind of store."""
-    prefix = "sqlite:///"
-    if not uri.startswith(prefix):
-        return None
-    name = uri.removeprefix(prefix)
-    if not name or name.startswith(":memory:"):
-        raise StoreError(f"The tracking URI '{uri}' keeps nothing. Give a file: sqlite:///FILE.db.")
-    return Path(name).expanduser().absolute()
 
 
 class Store:
@@ -202,7 +140,7 @@ class Store:
     @property
     def is_server(self) -> bool:
         """Whether the store is reached through a server, which may be away."""
-        return self.uri.startswith(_SERVERS)
+        return self.uri.startswith(SERVERS)
 
     def answers(self) -> bool:
         """Tell whether the store can be reached now; a database file always can."""
@@ -310,6 +248,10 @@ class Store:
         """Return the run's own folder (checkpoints, journal), whether it is there or not."""
         return self.output_folder / "runs" / run_id
 
+    def known_here(self, run_id: str | None) -> str | None:
+        """Return the id of a run that has a folder on this machine, None for every other and for none."""
+        return run_id if run_id is not None and self.folder(run_id).is_dir() else None
+
     def find_run(self, reference: str | Path) -> RunInfo:
         """Return the one run that a reference stands for.
 
@@ -403,7 +345,7 @@ class Store:
             raise StoreError(f"'{study}' cannot name a study. Write it like 'age2hie/finetune'.")
         if (existing := self.client.get_experiment_by_name(study)) is None:
             location = (
-                None if self.uri.startswith(_SERVERS) else make_private_folder(self.output_folder / "artifacts" / study)
+                None if self.uri.startswith(SERVERS) else make_private_folder(self.output_folder / "artifacts" / study)
             )
             try:
                 kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs, not on traces
@@ -429,18 +371,6 @@ class Store:
     def _protect_artifacts(self, run_id: str) -> None:
         if top := self._artifact_folder(run_id):
             _protect(top.parent)
-
-
-def check_filesystem(path: Path) -> None:
-    """Refuse a database where several machines write to it through locks that do not hold."""
-    if kind := network_filesystem(path):
-        raise StoreError(
-            f"The store {path} would lie on a network filesystem: {path.parent} is on {kind}. The locks of sqlite are "
-            "not reliable there, and databases get corrupted. Only the database must be elsewhere; the output folder "
-            "may stay. Name a file on a local disk with --tracking-uri sqlite:////local/disk/mlflow.db, or move "
-            "everything with --output-dir. Or use a server: 'fontanel ui' on one machine and --tracking-uri "
-            "http://HOST:PORT on the others, or --tracking-uri postgresql://..."
-        )
 
 
 def _check_database_file(path: Path) -> None:

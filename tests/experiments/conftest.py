@@ -1,6 +1,7 @@
 """A finished run that the tests of several verbs look at, and a quick way to run commands as processes."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -28,6 +29,19 @@ def fitted(tiny_cohort, tmp_path_factory):
     return output, store.find_run("scratch-holdout-0-r0-s3").run_id
 
 
+@pytest.fixture(scope="session")
+def harness():
+    """A function of a name that returns the module of the harness that has it."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(f"harness_{name}", HARNESS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
 class Commands:
     """Runs `fontanel` commands in forks of a process that has imported everything."""
 
@@ -53,6 +67,15 @@ class Commands:
     def poll(self, pid):
         """Return the exit code of a command, None while it runs."""
         return self._ask({"poll": pid})
+
+    def wait_for(self, pattern, folder, pid, patience=180.0):
+        """Wait until a command has made a file that fits a pattern, and return the first."""
+        deadline = time.monotonic() + patience
+        while not (found := sorted(folder.glob(pattern))):
+            assert self.poll(pid) is None, "it ended too early"
+            assert time.monotonic() < deadline, f"{pattern} never came"
+            time.sleep(0.02)
+        return found[0]
 
     def wait_until_deserted(self, folder, patience=20.0):
         """Wait until no process has a file open below a folder: those of a command that was killed take a moment."""

@@ -9,7 +9,8 @@ import pytest
 
 from evaluation.predictions import PredictionsError
 from experiments import compare
-from tracking.store import Store, StoreError
+from tracking.errors import StoreError
+from tracking.store import Store
 
 
 def table(effect, draw=0, **columns):

@@ -16,8 +16,9 @@ from experiments.checks import Check
 from experiments.cli import main
 from lightning_modules import numerics
 from tracking import shipping
+from tracking.errors import StoreError
 from tracking.shipping import Leftover
-from tracking.store import RunInfo, Store, StoreError
+from tracking.store import RunInfo, Store
 
 NAMES = ["store", "runs", "cache", "disk", "shared memory", "memory", "devices", "numerics", "packages"]
 

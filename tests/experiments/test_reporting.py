@@ -20,7 +20,7 @@ from experiments.lock import AnalysisLock
 from experiments.reporting import RECORD, write_crossval_report, write_run_report
 from experiments.study import Arm, Study
 from experiments.training import RunKey
-from tracking.store import StoreError
+from tracking.errors import StoreError
 
 PARENT = "a" * 32
 
@@ -130,7 +130,7 @@ def campaign(tmp_path, store, cohort, held_out):
     ]
     (folder / "base.yaml").write_text("model: {width: 16}\napi_key: abc\n", encoding="utf-8")
     jobs = [
-        Job(RunKey(arm, "cross-site", 0, site, 0), study.name, (), (), folder / "jobs" / f"{arm}-{site}", {})
+        Job(study.name, (), folder / "jobs" / f"{arm}-{site}", {}, RunKey(arm, "cross-site", 0, site, 0))
         for arm in ("scratch", "pretrained")
         for site in "AB"
     ]

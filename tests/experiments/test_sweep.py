@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,14 +105,6 @@ def test_a_dry_run_checks_and_trains_nothing(tiny_cohort, tmp_path, capsys):
     assert not (tmp_path / "sweeps").exists()
 
 
-def wait_for(pattern, folder, pid, commands, patience=120.0):
-    deadline = time.monotonic() + patience
-    while not any(folder.glob(pattern)):
-        assert commands.poll(pid) is None, "it ended too early"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("num_devices", [1, 2])
 def test_a_worker_that_is_killed_leaves_nothing_running_and_its_trial_goes_on(
     num_devices, tiny_cohort, tmp_path, make_database, commands
@@ -124,7 +115,7 @@ def test_a_worker_that_is_killed_leaves_nothing_running_and_its_trial_goes_on(
         longer += ["--trainer.devices", str(num_devices), "--trainer.strategy", "ddp"]
     command = words(write_sweep(tmp_path), tiny_cohort, tmp_path, *longer)
     pid = commands.start(command, tmp_path / "log")
-    wait_for("runs/*/checkpoints/step-*.ckpt", tmp_path, pid, commands)
+    commands.wait_for("runs/*/checkpoints/step-*.ckpt", tmp_path, pid)
     os.kill(pid, signal.SIGKILL)
     commands.wait(pid)
     commands.wait_until_deserted(tmp_path)

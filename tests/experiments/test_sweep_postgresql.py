@@ -1,6 +1,5 @@
 """PostgreSQL behind MLflow and Optuna: workers that know nothing of each other do exactly what was asked."""
 
-import importlib.util
 import multiprocessing
 from pathlib import Path
 
@@ -14,21 +13,18 @@ from experiments.sweep_storage import open_storage, storage_uri
 from tracking.logger import RunLogger
 from tracking.store import Store
 
-HARNESS = Path(__file__).parent.parent / "harness" / "postgresql.py"
 SPACE = {"x": {"low": 0.0, "high": 1.0}}
 SWEEP = Sweep("tests/postgresql", Path("fit.yaml"), SPACE, ("val/loss",), num_trials=100)
 NUM_WORKERS = 4
 
 
 @pytest.fixture(scope="module")
-def databases():
+def databases(harness):
     """A function that makes a database on a server of its own."""
-    spec = importlib.util.spec_from_file_location("postgresql_harness", HARNESS)
-    harness = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(harness)
-    if (programs := harness.find_programs()) is None:
+    module = harness("postgresql")
+    if (programs := module.find_programs()) is None:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
-    with harness.postgresql(programs) as make:
+    with module.postgresql(programs) as make:
         yield make
 
 

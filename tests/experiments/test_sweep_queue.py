@@ -15,7 +15,7 @@ from experiments.sweep_file import Sweep
 from experiments.sweep_queue import ATTEMPT, CHOSEN, FOLDER, MAX_RETRIES, OWNER, TrialQueue, slot_of
 from experiments.sweep_space import Space
 from experiments.sweep_storage import JOURNAL, open_storage, storage_uri
-from tracking.store import StoreError
+from tracking.errors import StoreError
 
 SPACE = {"x": {"low": 0.0, "high": 1.0}, "n": {"low": 1, "high": 3}}
 SWEEP = Sweep("tests/sweep", Path("fit.yaml"), SPACE, ("val/loss",), num_trials=6)

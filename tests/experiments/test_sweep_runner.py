@@ -13,7 +13,7 @@ from experiments.sweep_link import Link, Listener
 from experiments.sweep_queue import ATTEMPT, TrialQueue
 from experiments.sweep_runner import Running, Worker
 from experiments.sweep_storage import open_storage
-from tracking.store import StoreError
+from tracking.errors import StoreError
 
 SWEEP = Sweep("tests/sweep", Path("fit.yaml"), {"x": {"low": 0.0, "high": 1.0}}, ("val/loss",))
 
@@ -42,7 +42,7 @@ class Store:
 def worker(tmp_path):
     queue = TrialQueue.create(SWEEP, open_storage(f"sqlite:///{tmp_path / 'optuna.db'}"), {}, seed=0)
     queue.fill(2)
-    worker = Worker(SWEEP, "tests/sweep", queue, (), (), tmp_path, Store(), 2, {}, print)
+    worker = Worker(SWEEP, "tests/sweep", queue, (), (), tmp_path, Store(), 2, {}, lambda counts, is_over: None)
     worker._lanes = [1]
     return worker
 

@@ -11,12 +11,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tracking.addresses import tracking_uri
 from tracking.checkpoints import AtomicCheckpointIO
 from tracking.contract import CHECKPOINTS, CheckpointContract
 from tracking.journal import hold
 from tracking.keeper import CheckpointKeeper
 from tracking.logger import RunLogger
-from tracking.store import Store, tracking_uri
+from tracking.store import Store
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from tracking import filesystems
+from tracking.errors import StoreError
 from tracking.filesystems import filesystem_type, network_filesystem
-from tracking.store import Store, StoreError
+from tracking.store import Store
 
 LINES = r"""
 22 27 0:21 / /proc rw,relatime - proc proc rw
@@ -92,7 +93,7 @@ def test_a_store_on_a_network_filesystem_is_refused_before_anything_is_made(tmp_
 
 
 def test_an_existing_store_is_refused_too(fresh_database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tracking.store.network_filesystem", lambda path: "lustre")
+    monkeypatch.setattr("tracking.addresses.network_filesystem", lambda path: "lustre")
     with pytest.raises(StoreError, match="is on lustre"):
         Store(f"sqlite:///{fresh_database}", fresh_database.parent)
 
@@ -106,5 +107,5 @@ def test_only_the_database_must_be_local(tmp_path: Path, mounts: Path) -> None:
 
 
 def test_servers_are_asked_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tracking.store.network_filesystem", lambda path: "nfs")
+    monkeypatch.setattr("tracking.addresses.network_filesystem", lambda path: "nfs")
     assert Store("http://127.0.0.1:1", tmp_path).uri == "http://127.0.0.1:1"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tracking.errors import StoreError
 from tracking.journal import (
     Cursor,
     Journal,
@@ -22,7 +23,7 @@ from tracking.journal import (
     write_cursor,
     write_start,
 )
-from tracking.store import Point, StoreError
+from tracking.store import Point
 
 RECORDS: list[Record] = [
     {"params": {"model.Größe": "ü\u2028\n", "lr": "0.1"}},

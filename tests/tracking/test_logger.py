@@ -7,9 +7,10 @@ import pytest
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from tracking.errors import StoreError
 from tracking.journal import read_records
 from tracking.logger import PointBuffer, RunLogger
-from tracking.store import Point, Store, StoreError
+from tracking.store import Point, Store
 
 
 def points(logger: RunLogger) -> list[Point]:

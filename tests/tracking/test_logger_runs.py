@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from tracking.errors import StoreError
 from tracking.journal import last_status, read_records
 from tracking.logger import RUN_FILE, RunLogger
-from tracking.store import Point, RunStatus, Store, StoreError
+from tracking.store import Point, RunStatus, Store
 
 
 def history(logger: RunLogger, key: str) -> list[tuple[int, float]]:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
+from tracking.errors import StoreError
 from tracking.journal import read_cursor, read_records
 from tracking.logger import RunLogger
 from tracking.shipping import find_folder, reconcile, settle
-from tracking.store import Point, Store, StoreError
+from tracking.store import Point, Store
 
 pytestmark = pytest.mark.usefixtures("_impatient")
 

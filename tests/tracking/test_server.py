@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tracking.errors import StoreError
 from tracking.server import TrackingServer
-from tracking.store import Store, StoreError
+from tracking.store import Store
 
 # Stands for the MLflow server where the real one would take 15 s: a process with a child that ignores SIGTERM.
 IMPOSTOR = """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tracking.errors import StoreError
 from tracking.journal import (
     Cursor,
     Journal,
@@ -18,7 +19,7 @@ from tracking.journal import (
     write_start,
 )
 from tracking.shipping import JOURNAL_TAG, find_folder, reconcile, run_folders, settle
-from tracking.store import Point, Store, StoreError
+from tracking.store import Point, Store
 
 Held = Callable[[Path], AbstractContextManager[None]]
 TOKEN = "a1b2c3d4" * 4

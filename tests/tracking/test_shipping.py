@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tracking.errors import StoreError
 from tracking.journal import (
     Cursor,
     Journal,
@@ -18,7 +19,7 @@ from tracking.journal import (
     write_start,
 )
 from tracking.shipping import JOURNAL_TAG, Delivery, Shipper
-from tracking.store import Point, Store, StoreError
+from tracking.store import Point, Store
 
 
 def points(key: str, *steps: int) -> list[Record]:

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tracking.store import Point, Store, StoreError, output_folder, tracking_uri
+from tracking.addresses import output_folder, tracking_uri
+from tracking.errors import StoreError
+from tracking.store import Point, Store
 
 
 def mode(path: Path) -> int:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tracking.store import Point, Store, StoreError, tracking_uri
+from tracking.addresses import tracking_uri
+from tracking.errors import StoreError
+from tracking.store import Point, Store
 
 
 def test_find_by_id_prefix_name_and_folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
