@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from datamodules.facts import describe_cohorts
 from evaluation.design import Design
 from evaluation.estimate import NUM_REPLICATES, Estimate
 from evaluation.gain import Gain, gains
@@ -27,6 +28,7 @@ from tracking.logger import RunLogger
 from tracking.store import Store
 
 TABLE, CONCLUSION, REPORT = "predictions.parquet", "conclusion.json", "report.html"
+NOTE = "mlflow.note.content"  # tag: the description of a run on its page
 SUMMARY = {
     "binary": ("auroc", "auprc", "balanced_accuracy", "accuracy", "f1", "sensitivity", "specificity", "brier"),
     "regression": ("mae", "rmse", "r2", "pearson_r"),
@@ -105,8 +107,13 @@ class Conclusion:
         )
         parent.log_artifact(report)
         shutil.copyfile(report, folder / REPORT)
-        for name, value in site_tags(self.held_out).items():
+        for name, value in {**site_tags(self.held_out), NOTE: describe(self)}.items():
             self.store.set_tag(parent.run_id, name, value)
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether its participants are phantoms."""
+        return bool(describe_cohorts(self.workplan.cli.datamodule.cohorts)["phantom"])
 
     def parent_metrics(self) -> dict[str, float]:
         """Return `<arm>/<split>/<metric>` with `_low`, `_high` and `_sd`, and the gains as `gain/<arm>/<metric>`."""
@@ -142,6 +149,33 @@ def _ends(name: str, estimate: Estimate) -> dict[str, float]:
     return {key: value for key, value in ends.items() if value is not None}
 
 
+def summary_rows(conclusion: Conclusion) -> tuple[str, list[list[str]]]:
+    """Return title and rows, the header first, of the table of the arms."""
+    metric = conclusion.workplan.lock.primary_metric
+    label = metrics_of(conclusion.workplan.task)[metric].label
+    sites = "mean over sites" if len({gain.site for gain in conclusion.primary}) > 1 else "test participants"
+    title = f"{label} of {conclusion.workplan.study.protocol}, {sites}, with 95 % intervals"
+    rows = [["arm", label, "sd between runs", "gain", "p", "smallest detectable gain"]]
+    by_arm = {gain.arm: gain for gain in conclusion.primary if gain.site is None}
+    for arm, score in conclusion.values[metric].items():
+        cells = [arm, _shown(score.value), f"{score.spread:.3f}" if math.isfinite(score.spread) else ""]
+        gain = by_arm.get(arm)
+        rows.append([*cells, *(("",) * 3 if gain is None else _gain_cells(gain))])
+    return title, rows
+
+
+def _gain_cells(gain: Gain) -> tuple[str, str, str]:
+    return _shown(gain.gain), f"{gain.p_value:.3f}", f"{gain.detectable:.3f}"
+
+
+def describe(conclusion: Conclusion) -> str:
+    """Return the table of the arms as Markdown, which MLflow shows on the page of the run."""
+    title, (header, *rows) = summary_rows(conclusion)
+    lines = [f"| {' | '.join(row)} |" for row in (header, ["---", *["---:"] * (len(header) - 1)], *rows)]
+    phantom = ["Phantom participants: a check of the software, no evidence."] if conclusion.is_phantom else []
+    return "\n".join([f"**{title}**", "", *lines, "", *phantom, f"The whole report is the artifact {REPORT}."])
+
+
 def print_conclusion(conclusion: Conclusion) -> None:
     """Print the arms, and what each gains over the reference, at each site and over all."""
     from rich.console import Console
@@ -150,16 +184,12 @@ def print_conclusion(conclusion: Conclusion) -> None:
     metric = conclusion.workplan.lock.primary_metric
     label = metrics_of(conclusion.workplan.task)[metric].label
     console = Console(width=110)
-    sites = "mean over sites" if len({gain.site for gain in conclusion.primary}) > 1 else "test participants"
-    arms = Table(title=f"{label} of {conclusion.workplan.study.protocol}, {sites}, with 95 % intervals")
-    for column in ("arm", label, "sd between runs", "gain", "p", "smallest detectable gain"):
+    title, (header, *rows) = summary_rows(conclusion)
+    arms = Table(title=title)
+    for column in header:
         arms.add_column(column, justify="left" if column == "arm" else "right")
-    by_arm = {gain.arm: gain for gain in conclusion.primary if gain.site is None}
-    for arm, score in conclusion.values[metric].items():
-        cells = [arm, _shown(score.value), f"{score.spread:.3f}" if math.isfinite(score.spread) else ""]
-        if (gain := by_arm.get(arm)) is not None:
-            cells += [_shown(gain.gain), f"{gain.p_value:.3f}", f"{gain.detectable:.3f}"]
-        arms.add_row(*cells)
+    for row in rows:
+        arms.add_row(*row)
     console.print(arms)
     at_sites = [gain for gain in conclusion.primary if gain.site is not None]
     if at_sites:

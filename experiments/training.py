@@ -24,6 +24,7 @@ from tracking.heartbeat import HEARTBEAT, Heartbeat
 from tracking.journal import last_status
 from tracking.keeper import CheckpointKeeper
 from tracking.logger import RunLogger
+from tracking.resources import Resources
 from tracking.shipping import find_folder
 from tracking.store import Store
 
@@ -204,7 +205,8 @@ class Training:
         model = self.cli.model
         folder = self.folder / CHECKPOINTS
         keeper = CheckpointKeeper(folder, self.contract, self.logger, model.monitor, model.monitor_mode)
-        return [keeper, Heartbeat()] if HEARTBEAT in os.environ else [keeper]
+        watched = [Heartbeat()] if HEARTBEAT in os.environ else []
+        return [keeper, Resources(self.logger), *watched]
 
     def _export(self) -> None:
         """Write the best weights and what a reader of them must know; keep both, and the checkpoint, in the store."""

@@ -81,6 +81,10 @@ def test_the_store_has_one_parent_with_aggregates_and_one_child_per_job(finished
     assert {"scratch/external/auroc", "scratch/external/auroc_low", "gain/scratch-again/auroc"} <= set(
         parent.data.metrics
     )
+    rows = [line.split(" | ") for line in parent.data.tags["mlflow.note.content"].splitlines() if line.startswith("| ")]
+    assert [row[0].removeprefix("| ") for row in rows] == ["arm", "---", *ARMS]
+    value = parent.data.metrics["scratch-again/external/auroc"]
+    assert rows[3][1].startswith(f"{value:.3f} [")
     for name in ("predictions.parquet", "lock.json", "folds.json", "audit.json", "conclusion.json", "config.yaml"):
         assert store.download(parent.info.run_id, name).is_file()
     report = store.download(parent.info.run_id, "report.html").read_text(encoding="utf-8")

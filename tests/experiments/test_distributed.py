@@ -36,6 +36,7 @@ def test_there_is_one_run_and_its_parts_are_uneven(trained):
     (run,) = store.client.search_runs([e.experiment_id for e in store.client.search_experiments()])
     assert run.info.status == "FINISHED"
     assert len(store.client.get_metric_history(run.info.run_id, "val/mae")) == 3
+    assert run.data.metrics["system/world_size"] == 2
     cohort = json.loads(store.download(run.info.run_id, "cohort.json").read_text(encoding="utf-8"))
     sizes = {part: sum(c["participants"] for c in cohort["counts"] if c["split"] == part) for part in ("val", "test")}
     assert sizes["val"] % 4 in {1, 2}  # the second process has a batch less

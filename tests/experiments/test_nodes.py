@@ -46,6 +46,9 @@ def test_two_nodes_make_one_run_and_predict_each_participant_once(tiny_cohort, t
     store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
     (run,) = store.client.search_runs([study.experiment_id for study in store.client.search_experiments()])
     assert run.info.status == "FINISHED"
+    assert run.data.metrics["system/world_size"] == 2
+    for node in range(2):
+        assert run.data.metrics[f"system/node_{node}/system_memory_usage_megabytes"] > 0
     words = ["predict", run.info.run_id, "--data.table", str(tiny_cohort), "--output", str(tmp_path / "predicted")]
     said = on_two_nodes([*words, "--output-dir", str(tmp_path), *NODES], tmp_path, "predict")
     rows = read_predictions(tmp_path / "predicted" / "predictions.parquet")

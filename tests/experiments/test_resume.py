@@ -67,7 +67,7 @@ class Lab:
         return [list(dict.fromkeys(path.read_text(encoding="utf-8").splitlines())) for path in paths]
 
     def points(self, name: str) -> list[tuple[str, int, float]]:
-        """Return the metrics that the store has."""
+        """Return the metrics that the store has, but for what the training took of the machine."""
         folder = self.folder / name
         client = Store(f"sqlite:///{folder / 'mlflow.db'}", folder).client
         (run,) = client.search_runs(["1"])
@@ -76,7 +76,9 @@ class Lab:
         history = [point for key in run.data.metrics for point in client.get_metric_history(run.info.run_id, key)]
         journal = [record for record, _ in read_records(self.run_folder(name)) if isinstance(record, Point)]
         assert len(journal) == len(history)
-        return sorted((point.key, point.step, point.value) for point in history)
+        own = [point for point in history if not point.key.startswith("system/")]
+        assert own != history
+        return sorted((point.key, point.step, point.value) for point in own)
 
     def state(self, name: str):
         return load_checkpoint(newest_first(self.run_folder(name) / "checkpoints")[0])
