@@ -20,6 +20,7 @@ from experiments.leakage import LeakageError
 from experiments.lock import LOCK
 from experiments.runtime import ConfigurationError, work_alone
 from experiments.study import Study, closest
+from experiments.tuning import Tuning
 from experiments.workplan import BASE, SOURCE_HASH, Workplan, make_workplan
 from lightning_modules.operating_point import SMALL
 from tracking.environment import environment_facts
@@ -79,13 +80,19 @@ class Campaign:
             f"  arms: {', '.join(plan.lock.arms)}",
             f"  {len(plan.cells)} test sets (folds x repeats), {study.num_seeds} seeds",
             f"  primary metric: {plan.lock.primary_metric}",
-            *([] if plan.tuning is None else [f"  each job is tuned before: {plan.tuning.effort}"]),
+            *([] if plan.tuning is None else [self._tuning_text(plan.tuning)]),
         ]
         for cell in plan.cells:
             sizes = {part: len(cell.split.keys(part)) for part in cell.split.parts}
             shown = ", ".join(f"{name} {number}" for name, number in sizes.items() if number)
             lines.append(f"  repeat {cell.repeat}, fold {cell.fold}: {shown}")
         return "\n".join(lines)
+
+    def _tuning_text(self, tuning: Tuning) -> str:
+        study = self.workplan.study
+        networks = sum(not arm.baseline for arm in study.arms)
+        jobs = len(self.workplan.cells) * networks * len(study.label_fractions) * study.num_seeds
+        return f"  each job is tuned before: {tuning.effort}; {tuning.num_trainings * jobs} trainings at most"
 
     def run(self, launcher: str, num_workers: int | None) -> int:
         """Do what is left to do, then compare the arms.

@@ -83,6 +83,11 @@ class Tuning:
         return cls(Sweep.from_json(content["sweep"]), content["num_folds"])
 
     @property
+    def num_trainings(self) -> int:
+        """Trainings of a job, its own included, where nothing is pruned."""
+        return 1 + (self.sweep.num_trials or 0) * self.num_folds
+
+    @property
     def effort(self) -> str:
         """What an arm was given, for comparisons: equal texts are equal effort."""
         sweep = self.sweep

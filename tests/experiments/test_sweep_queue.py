@@ -68,6 +68,19 @@ def test_workers_together_do_exactly_what_was_asked(kind, tmp_path):
     assert len({trial.user_attrs[OWNER]["pid"] for trial in trials}) > 1
 
 
+def test_the_end_is_the_same_for_everybody_who_joins(queue):
+    queue.set_budget(2, None)
+    assert queue.budget() == (2, None)
+    assert len(queue.trials(TrialState.WAITING)) == 2
+    queue.set_budget(None, 2.0)
+    num_trials, hours = queue.budget()
+    assert num_trials is None
+    assert hours == pytest.approx(2.0, abs=0.01)
+    queue.set_budget(3, -1.0)
+    assert queue.budget() == (3, 0.0)
+    assert len(queue.trials(TrialState.WAITING)) == 3
+
+
 def test_more_trials_are_added_and_none_twice(queue):
     queue.fill(2)
     queue.fill(2)

@@ -1,6 +1,8 @@
 """A worker among others: what it does with a trial that somebody else has taken for lost, and with an exit code."""
 
+import math
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,10 +10,11 @@ import pytest
 from optuna.trial import TrialState
 
 from experiments.cli import INTERRUPTED
+from experiments.runtime import ConfigurationError
 from experiments.sweep_file import Sweep
 from experiments.sweep_link import Link, Listener
 from experiments.sweep_queue import ATTEMPT, TrialQueue
-from experiments.sweep_runner import Running, Worker
+from experiments.sweep_runner import Counts, Running, Worker
 from experiments.sweep_storage import open_storage
 from tracking.errors import StoreError
 
@@ -96,3 +99,43 @@ def test_what_becomes_of_a_trial_follows_from_how_its_process_ended(worker, outc
     waiting = [trial for trial in worker.queue.trials(TrialState.WAITING) if trial.user_attrs["slot"] == 0]
     assert [trial.user_attrs[ATTEMPT] for trial in waiting] == ([] if again is None else [again])
     assert "The trial counts all the same" in capsys.readouterr().err, "the store is away, and it goes on"
+
+
+@pytest.mark.parametrize(
+    ("num_trials", "waiting", "running", "late", "over"),
+    [
+        (6, 0, 0, False, True),
+        (6, 1, 0, False, False),
+        (6, 0, 1, False, False),
+        (6, 1, 0, True, True),
+        (None, 0, 0, False, False),  # others have yet to begin
+        (None, 0, 0, True, True),
+        (None, 0, 1, True, False),
+    ],
+)
+def test_a_sweep_is_over_when_nothing_runs_and_nothing_more_is_to_begin(
+    worker, num_trials, waiting, running, late, over
+):
+    worker.sweep = replace(SWEEP, num_trials=num_trials, max_hours=1.0)
+    worker._deadline = -math.inf if late else math.inf
+    assert worker._is_over(Counts(waiting=waiting, running=running)) is over
+
+
+class Crew:
+    """Jobs of a cluster, of which none is left."""
+
+    dismissed = False
+
+    def require(self):
+        raise ConfigurationError("No worker of the cluster is left")
+
+    def dismiss(self):
+        self.dismissed = True
+
+
+def test_a_watcher_does_not_wait_for_workers_that_are_gone_and_stops_those_that_are_not(worker):
+    worker.num_workers, worker.crew = 0, Crew()
+    with pytest.raises(ConfigurationError, match="No worker of the cluster is left"):
+        worker.run()
+    worker._stop(signal.SIGTERM, None)
+    assert worker.crew.dismissed
