@@ -143,18 +143,45 @@ def test_a_store_over_http(served: Served, tmp_path: Path) -> None:
         store.download(run_id, "absent")
 
 
-@pytest.mark.services
-def test_the_runs_page_in_a_browser(served: Served, tmp_path: Path) -> None:
+def look(served: Served, page: str, folder: Path, name: str) -> str:
+    """Open a page in a browser, keep a picture of it, and return what it shows as HTML."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
-    url = f"http://{served.address}/#/experiments/1/runs"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
-    command += ["--window-size=1400,900", "--virtual-time-budget=20000"]
-    subprocess.run([*command, f"--screenshot={tmp_path}/runs.png", url], capture_output=True, timeout=120, check=True)
-    page = subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "scratch-holdout-0-r0-s0" in page
-    assert (tmp_path / "runs.png").stat().st_size > 20_000
+    url = f"http://{served.address}/#/{page}"
+    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+    command += ["--window-size=1400,1900", "--virtual-time-budget=20000"]
+    picture = Path(os.environ.get("FONTANEL_TEST_ARTIFACTS") or folder).absolute() / f"{name}.png"
+    picture.parent.mkdir(exist_ok=True)
+    subprocess.run([*command, f"--screenshot={picture}", url], capture_output=True, timeout=120, check=True)
+    assert picture.stat().st_size > 20_000
+    return subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.services
+def test_the_runs_page_in_a_browser(served: Served, tmp_path: Path) -> None:
+    assert "scratch-holdout-0-r0-s0" in look(served, "experiments/1/runs", tmp_path, "runs")
+
+
+@pytest.mark.services
+def test_the_pages_of_a_cross_validation_in_a_browser(served: Served, tmp_path: Path) -> None:
+    store = served.store
+    tags = {"kind": "crossval", "mlflow.note.content": "| arm | AUROC |\n| --- | ---: |\n| scratch | 0.7123 |"}
+    parent = store.start_run("age2hie/crossval", "crossval-cross-site-1f2e3d4c", tags, {})
+    store.log_points(parent, [Point("gain/pretrained/auroc", 0, 0.0417, 1.7e9)])
+    children = []
+    for arm, rate, value in (("scratch", "0.001", 0.7123), ("pretrained", "0.0001", 0.7540)):
+        own = {"arm": arm, "mlflow.parentRunId": parent}
+        children.append(store.start_run("age2hie/crossval", f"{arm}-cross-site", own, {"model.optimizer.lr": rate}))
+        store.log_points(children[-1], [Point("external/auroc", 0, value, 1.7e9)])
+    study = store.client.get_run(parent).info.experiment_id
+    page = look(served, f"experiments/{study}/runs/{parent}", tmp_path, "parent")
+    for shown in ("gain/pretrained/auroc", "0.0417", "scratch-cross-site", "<td>scratch</td>"):
+        assert shown in page
+    runs = ",".join(f"%22{child}%22" for child in children)
+    page = look(served, f"compare-runs?runs=[{runs}]&experiments=[%22{study}%22]", tmp_path, "compare")
+    assert "Comparing 2 Runs" in page
+    assert 'class="parcoords' in page, "the chart is not there"
 
 
 @pytest.mark.services
