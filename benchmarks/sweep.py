@@ -13,13 +13,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
-from optuna.trial import TrialState
+from optuna.trial import Trial, TrialState
 
 from experiments.sweep_file import Sweep
 from experiments.sweep_queue import CHOSEN, TrialQueue
-from experiments.sweep_runner import Worker
+from experiments.sweep_runner import Running, Worker
 from experiments.sweep_space import Space
 from experiments.sweep_storage import JOURNAL, open_storage
 from experiments.sweep_trial import TrialJob
@@ -44,8 +46,10 @@ def main() -> None:
             shown = [statistics.median(rates[storage, workers]) for workers in WORKERS]
             line = "".join(f"{value:>10.1f}/s" for value in shown)
             print(f"{storage:<12}{line}   {shown[-1] / shown[0]:.2f} of the rate of one")
-        seconds = empty_trials(Path(folder), arguments.empty)
-        print(f"A trial of nothing, with its process: {1000 * seconds:.0f} ms each, two at once")
+        seconds, parts = empty_trials(Path(folder), arguments.empty)
+        print(f"A trial of nothing, with its process: {1000 * seconds:.0f} ms, of which")
+        for part, own in parts.items():
+            print(f"  {1000 * own:6.0f} ms  {part}")
 
 
 def parse() -> argparse.Namespace:
@@ -100,8 +104,34 @@ def work(uri: str, name: str, gate: object, ready: object) -> None:
         queue.finish(trial.number, [chosen["x"]], TrialState.COMPLETE)
 
 
-def empty_trials(folder: Path, number: int) -> float:
-    """Return the seconds of a trial whose process finds that nothing is left to do; the first two start the server."""
+class TimedWorker(Worker):
+    """A worker that knows where its time goes."""
+
+    seconds: ClassVar[dict[str, list[float]]] = {}
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds.setdefault(part, []).append(time.perf_counter() - start)
+
+    def _start(self, trial: Trial) -> None:
+        with self.timed("choose, write and fork"):
+            super()._start(trial)
+        self._running[trial.number].began = time.perf_counter()  # type: ignore[attr-defined]
+
+    def _tell(self, one: Running, code: int) -> None:
+        alive = time.perf_counter() - one.began  # type: ignore[attr-defined]
+        self.seconds.setdefault("process: read the job, end (seen every 50 ms)", []).append(alive)
+        with self.timed("tell Optuna and MLflow"):
+            super()._tell(one, code)
+
+
+def empty_trials(folder: Path, number: int) -> tuple[float, dict[str, float]]:
+    """Return the seconds of a trial whose process finds that nothing is left to do, and of what it consists.
+
+    The first two trials start the server that forks the others, and do not count.
+    """
     store = Store(f"sqlite:///{folder / 'mlflow.db'}", folder)
     prepare = TrialJob.prepare
 
@@ -112,14 +142,15 @@ def empty_trials(folder: Path, number: int) -> float:
     TrialJob.prepare = finish_at_once  # type: ignore[method-assign]
     taken = []
     for name, trials in (("warm", 2), ("empty", number)):
+        TimedWorker.seconds.clear()
         sweep = sweep_of(name, trials)
         queue = TrialQueue.create(sweep, open_storage(f"sqlite:///{folder / 'optuna.db'}"), {}, seed=0)
-        queue.fill(trials)
-        worker = Worker(sweep, name, queue, (), (), folder, store, 2, {}, lambda counts, is_over: None)
+        queue.set_budget(trials, None)
+        worker = TimedWorker(sweep, name, queue, (), (), folder, store, 1, {}, lambda counts, is_over: None)
         start = time.perf_counter()
         worker.run()
         taken.append((time.perf_counter() - start) / trials)
-    return taken[-1]
+    return taken[-1], {part: statistics.median(values) for part, values in TimedWorker.seconds.items()}
 
 
 if __name__ == "__main__":

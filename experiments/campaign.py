@@ -186,7 +186,7 @@ def watching(name: str) -> Iterator[Watcher]:
     """Show how far the jobs have come: a live table on a terminal, a line a minute in a log."""
     if not sys.stderr.isatty():
         lines = Lines(name)
-        yield lambda progress: lines.show(summary(progress), is_over=progress.is_over)
+        yield lambda progress: lines.show(_line(progress), is_over=progress.is_over)
         return
     from rich.console import Console
     from rich.live import Live
@@ -204,15 +204,21 @@ def summary(progress: Progress) -> str:
     return text if left is None else f"{text}; about {left / 60:.1f} min left"
 
 
+def _line(progress: Progress) -> str:
+    stages = [f"{name}: {stage}" for name, (job, _) in progress.running.items() if (stage := job.stage)]
+    return "; ".join([summary(progress), *stages])
+
+
 def _table(name: str, progress: Progress) -> "Table":
     from rich.table import Table
 
     table = Table(title=f"{name}: {summary(progress)}", title_justify="left")
     table.add_column("job")
     table.add_column("for", justify="right")
+    table.add_column()
     now = time.monotonic()
-    for job, since in progress.running.items():
-        table.add_row(job, f"{now - since:.0f} s")
-    for job, reason in list(progress.failed.items())[-5:]:
-        table.add_row(job, f"failed: {reason[:80]}")
+    for shown, (job, since) in progress.running.items():
+        table.add_row(shown, f"{now - since:.0f} s", job.stage)
+    for shown, reason in list(progress.failed.items())[-5:]:
+        table.add_row(shown, "", f"failed: {reason[:80]}")
     return table

@@ -39,6 +39,10 @@ class Runnable(Protocol):
     def is_done(self) -> bool:
         """Whether it is finished."""
 
+    @property
+    def stage(self) -> str:
+        """How far it has come before its training; empty where that is all there is."""
+
     def run(self, store: Store) -> None:
         """Do it, or go on where it was interrupted."""
 
@@ -68,6 +72,11 @@ class JobFolder:
     def is_done(self) -> bool:
         """Whether it is finished."""
         return (self.folder / DONE).is_file()
+
+    @property
+    def stage(self) -> str:
+        """How far it has come before its training; empty where that is all there is."""
+        return ""
 
     @property
     def run_id(self) -> str | None:

@@ -24,7 +24,7 @@ from experiments.scoring import score_all
 from experiments.session import PREDICTIONS, Session
 from experiments.training import ResumePoint, RunKey, Training
 from experiments.tuning import FOLDER as TUNING
-from experiments.tuning import Tuning, tuned_words
+from experiments.tuning import SCORE, Tuning, tuned_words
 from lightning_modules.operating_point import OperatingPointWarning
 from tracking.files import read_json, write_json
 from tracking.store import Store
@@ -60,6 +60,16 @@ class Job(JobFolder):
     def name(self) -> str:
         """Name of its run."""
         return self.key.run_name
+
+    @property
+    @override
+    def stage(self) -> str:
+        """How far its tuning has come, empty without one or after it."""
+        place = self.folder / TUNING
+        if not self.tune or (place / CHOICE).is_file():
+            return ""
+        done, all_of_them = len(list(place.glob(SCORE.format("*", "*")))), Tuning.from_json(self.tune).num_trainings - 1
+        return f"tuning, {done} of at most {all_of_them} trainings"
 
     def predictions(self) -> pd.DataFrame:
         """Return its rows of the predictions table."""

@@ -42,7 +42,7 @@ class Progress:
     Args:
         total: Jobs in all.
         done: Those that are finished, now or before.
-        running: Those that are worked on: job -> when it began.
+        running: Those that are worked on, by name, with when each began.
         failed: Those that failed: job -> why.
         fresh: How many of the finished were finished now.
         started: When the work began.
@@ -50,7 +50,7 @@ class Progress:
 
     total: int
     done: int = 0
-    running: dict[str, float] = field(default_factory=dict)
+    running: dict[str, tuple[Runnable, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     fresh: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -65,6 +65,10 @@ class Progress:
         """How long the rest will take at the pace so far, None before the first is finished."""
         left = self.total - self.done - len(self.failed)
         return (time.monotonic() - self.started) / self.fresh * left if self.fresh else None
+
+    def begin(self, job: Runnable) -> None:
+        """Count a job that is worked on from now."""
+        self.running[job.name] = (job, time.monotonic())
 
     def finish(self, job: Runnable, error: str | None) -> None:
         """Count a job that has ended."""
@@ -122,7 +126,7 @@ def default_workers() -> int:
 
 def _run_inline(waiting: Sequence[Job], store: Store, progress: Progress, watch: Watcher) -> None:
     for job in waiting:
-        progress.running[job.name] = time.monotonic()
+        progress.begin(job)
         watch(progress)
         try:
             run_job(job, store)
@@ -187,7 +191,7 @@ class _Pool:
         slot = self.slots.pop(0)
         process = start_job(self.context, job.folder, self.store, slot, job.name)
         self.running[job.name] = (job, process, slot)
-        self.progress.running[job.name] = time.monotonic()
+        self.progress.begin(job)
 
     def _reap(self) -> None:
         for name, (job, process, slot) in list(self.running.items()):

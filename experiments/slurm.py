@@ -123,7 +123,7 @@ class Cluster:
                 while queue and len(running) < (num_at_once or len(waiting)):
                     job = queue.pop(0)
                     running[job.name] = (job, self._place(job, queued))
-                    progress.running[job.name] = time.monotonic()
+                    progress.begin(job)
                 time.sleep(INTERVAL)
                 queued = queued_jobs()
                 for name, (job, submitted) in list(running.items()):

@@ -10,6 +10,7 @@ import yaml
 from experiments import tuning
 from experiments.cli import main
 from experiments.effort import BASELINE, UNTUNED
+from experiments.jobs import Job
 from tracking.store import Store
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -81,8 +82,11 @@ def test_an_interrupted_search_replays_what_is_done(tuned, monkeypatch):
 
     monkeypatch.setattr(tuning, "best_rows", best_rows)
     store = Store(f"sqlite:///{tuned / 'mlflow.db'}", tuned)
+    assert Job.read(job).stage == ""
     (job / "tuning" / "choice.json").unlink()
     (job / "tuning" / "trial-2-fold-0.json").unlink()
+    done = sum(len(one["scores"]) for one in before["trials"]) - 1
+    assert Job.read(job).stage == f"tuning, {done} of at most 6 trainings"
     words = tuning.tuned_words(content["words"], job, tuning.Tuning.from_json(content["tune"]), store)
     assert len(trained) == 1
     assert choice_of(tuned, "scratch") == before
