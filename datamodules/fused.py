@@ -19,22 +19,18 @@ from torch import Tensor
 from datamodules.geometry import Array, Warp, cut, spline_basis
 from datamodules.intensity import FAINT, Intensity, blur_weights, foreground_sd
 from datamodules.kernels import (
-    ONE,
-    ZERO,
+    NO_CHANGE,
+    NO_LATTICE,
+    NO_SAMPLING,
     Change,
     Lattice,
     Sampling,
     Single,
     blur_between_planes,
     blur_planes,
+    load_kernels,
     render,
 )
-
-NOTHING = np.zeros((0, 0, 0), np.float32)
-NO_POINTS = np.zeros((0, 0), np.float32)
-NO_LATTICE = Lattice(np.zeros((0, 0, 0, 0), np.float32), NO_POINTS, NO_POINTS, NO_POINTS)
-NO_SAMPLING = Sampling(NOTHING, np.zeros((3, 3), np.float32), np.zeros(3, np.float32), NO_LATTICE)
-NO_CHANGE = Change(ZERO, ZERO, NO_LATTICE, ONE, ZERO, ZERO, ZERO, (np.uint32(0), np.uint32(0)))
 
 
 def augment_volume(channel: Tensor, warp: Warp, intensity: Intensity, out: Tensor) -> None:
@@ -46,6 +42,7 @@ def augment_volume(channel: Tensor, warp: Warp, intensity: Intensity, out: Tenso
         intensity: What happens to them above that minimum.
         out: (D, H, W), single precision, of any size; contiguous.
     """
+    load_kernels()
     target = out.numpy()
     low, high = (float(extreme) for extreme in channel.aminmax())
     window = warp.window(channel.shape, out.shape)

@@ -5,12 +5,18 @@ many short loops, and an allocation of its own for every array.
 """
 
 import functools
+import hashlib
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
+import llvmlite.binding
 import numba
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 
 Single = npt.NDArray[np.float32]
 
@@ -90,6 +96,49 @@ class Change(NamedTuple):
     faint: np.float32
     noise_sd: np.float32
     noise_seed: tuple[np.uint32, np.uint32]
+
+
+NOTHING = np.zeros((0, 0, 0), np.float32)
+NO_POINTS = np.zeros((0, 0), np.float32)
+NO_LATTICE = Lattice(np.zeros((0, 0, 0, 0), np.float32), NO_POINTS, NO_POINTS, NO_POINTS)
+NO_SAMPLING = Sampling(NOTHING, np.zeros((3, 3), np.float32), np.zeros(3, np.float32), NO_LATTICE)
+NO_CHANGE = Change(ZERO, ZERO, NO_LATTICE, ONE, ZERO, ZERO, ZERO, (np.uint32(0), np.uint32(0)))
+
+
+@functools.cache
+def load_kernels() -> None:
+    """Let a process of its own compile what is not compiled yet, so that every process loads the same machine code.
+
+    The process that compiles links its functions otherwise than one that loads them, and rounds otherwise: without
+    this, a training that was the first on a machine could not be resumed to the same bits.
+    """
+    folder = Path(render.stats.cache_path)
+    done = folder / f"compiled-{_state_of_compilation()}"
+    if done.is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "compile.lock"):
+        if not done.is_file():
+            program = (
+                f"import sys; sys.path[:] = {sys.path!r}; from datamodules import kernels; kernels.compile_kernels()"
+            )
+            subprocess.run([sys.executable, "-c", program], check=True)
+            done.touch()
+
+
+def compile_kernels() -> None:
+    """Compile everything that is called from outside, and keep it on the disk; of no plane, which takes no time."""
+    weights = np.ones(1, np.float32)
+    render(NO_SAMPLING, NO_CHANGE, NOTHING, 0, 0)
+    for blur in (blur_between_planes, blur_planes):
+        blur(NOTHING, weights, NOTHING.copy(), 0, 0)
+
+
+def _state_of_compilation() -> str:
+    """Return a hash of all that makes numba compile anew."""
+    file, host = Path(__file__).stat(), llvmlite.binding.get_host_cpu_features().flatten()
+    about = (file.st_mtime_ns, file.st_size, numba.__version__, sys.version, llvmlite.binding.get_host_cpu_name(), host)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 @compiled
