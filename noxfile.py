@@ -39,8 +39,9 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and doctests; real servers are started by the tests that need them."""
     install(session, "test")
-    # One process for each core, and one thread in each: more threads than cores wait for each other.
-    spread = ["-n", "auto", "--dist", "loadfile"]
+    # One process for each core, and one thread in each: more threads than cores wait for each other. Files come in
+    # their order, for xdist would leave those with few and long tests to the end, where one core waits for the other.
+    spread = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
     words = ["-m", "not slow", *spread, *session.posargs]
     session.run("python", "-m", "pytest", *words, env={"OMP_NUM_THREADS": "1"}, external=True)
 

@@ -170,7 +170,8 @@ class TrackingServer:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def _command(self) -> list[str]:
-        own = [self._authority, f"{HOST}:{self.port}", f"localhost:{self.port}"]
+        here = [f"{HOST}:{self.port}"] if self.host in EVERYWHERE else []
+        own = [self._authority, *here, f"localhost:{self.port}"]
         behind = [one for name in self.names for one in (name, f"{name}:{self.port}")]
         command = [sys.executable, "-m", "mlflow", "server", "--host", self.host, "--port", str(self.port)]
         command += ["--allowed-hosts", ",".join(dict.fromkeys([*own, *behind])), "--workers", str(self.num_workers)]

@@ -140,6 +140,7 @@ def campaign(tmp_path, store, cohort, held_out):
     ledger = {"source": {"file": "best.ckpt", "kind": "run", "run_id": "9" * 32}, "options": {}, "share": 0.995}
     (store.path("2" * 32) / "transfer.json").write_text(json.dumps(ledger), encoding="utf-8")
     workplan = SimpleNamespace(
+        tuning=None,
         study=study,
         task="binary",
         folder=folder,

@@ -155,7 +155,8 @@ def look(served: Served, page: str, folder: Path, name: str) -> str:
     picture.parent.mkdir(exist_ok=True)
     subprocess.run([*command, f"--screenshot={picture}", url], capture_output=True, timeout=120, check=True)
     assert picture.stat().st_size > 20_000
-    return subprocess.run([*command, "--dump-dom", url], capture_output=True, text=True, timeout=120, check=True).stdout
+    options = {"capture_output": True, "encoding": "utf-8", "timeout": 120, "check": True}
+    return subprocess.run([*command, "--dump-dom", url], **options).stdout
 
 
 @pytest.mark.services
