@@ -144,7 +144,8 @@ class _Search:
             scores, state = self._score(trial, chosen)
             value = sum(scores) / len(scores) if state == TrialState.COMPLETE else None
             study.tell(trial, value, state)
-            trials.append({"chosen": chosen, "scores": scores, "state": state.name.lower()})
+            known = [one if math.isfinite(one) else None for one in scores]  # JSON knows no other numbers
+            trials.append({"chosen": chosen, "scores": known, "state": state.name.lower()})
         completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         if not completed:
             raise ConfigurationError(f"No trial of the tuning has a defined {sweep.metric[0]}: {trials}")

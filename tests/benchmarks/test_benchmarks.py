@@ -18,7 +18,7 @@ SMALL = ["--shape", "32", "36", "32", "--width", "1", "--rounds", "1"]
         pytest.param("epoch", ["--images", "4", *SMALL], "HELD).", marks=pytest.mark.slow),
         pytest.param("gpu", ["--anyway", "--images", "4", *SMALL], "HELD).", marks=pytest.mark.slow),
         pytest.param("memory", ["--epochs", "3", "--images", "12"], "HELD).", marks=pytest.mark.slow),
-        pytest.param("sweep", ["--rounds", "1", "--trials", "8", "--empty", "2"], "at once", marks=pytest.mark.slow),
+        pytest.param("sweep", ["--rounds", "1", "--trials", "8", "--empty", "2"], "of which", marks=pytest.mark.slow),
         pytest.param("settings", ["--rounds", "1", "--repeats", "1", "--threads", "1"], "", marks=pytest.mark.slow),
     ],
 )

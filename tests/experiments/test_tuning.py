@@ -1,6 +1,8 @@
 """Arms that are tuned within their jobs: with equal effort, on inner data alone, and not twice."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +93,19 @@ def test_an_interrupted_search_replays_what_is_done(tuned, monkeypatch):
     assert len(trained) == 1
     assert choice_of(tuned, "scratch") == before
     assert words[len(content["words"])] == "--model.optimizer.lr"
+
+
+def test_an_undefined_score_fails_its_trial_alone(tuned, tmp_path, monkeypatch):
+    job = Job.read(job_of(tuned, "scratch"))
+    shutil.copytree(job.folder, tmp_path / "job", ignore=shutil.ignore_patterns("tuning"))
+    values = iter([math.nan, 0.5, 0.6, 0.7, 0.8])
+    monkeypatch.setattr(tuning, "best_rows", lambda words, store: None)
+    monkeypatch.setattr(tuning, "score", lambda rows, metric: [next(values)])
+    tuning.tuned_words(job.words, tmp_path / "job", tuning.Tuning.from_json(job.tune), None)
+    choice = json.loads((tmp_path / "job" / "tuning" / "choice.json").read_text(encoding="utf-8"))
+    assert [one["state"] for one in choice["trials"]] == ["fail", "complete", "complete"]
+    assert choice["trials"][0]["scores"] == [None]
+    assert choice["chosen"] == choice["trials"][2]["chosen"]
 
 
 def test_a_signal_in_the_test_site_alone_changes_nothing_that_is_chosen(
