@@ -21,17 +21,19 @@ def effort_of(rows: "pd.DataFrame", arguments: argparse.Namespace) -> str | None
 
     from experiments.options import open_store
     from tracking.addresses import output_folder, sqlite_path, tracking_uri
+    from tracking.errors import StoreError
 
     run_ids = sorted(set(rows["run_id"]) - {""}) if "run_id" in rows else []
-    database = sqlite_path(tracking_uri(arguments.tracking_uri, output_folder(arguments.output_dir)))
-    if not run_ids or (database is not None and not database.is_file()):
+    if not run_ids:
         return None
-    client, found = open_store(arguments).client, set()
-    for run_id in run_ids:
-        try:
-            found.add(client.get_run(run_id).data.tags.get(EFFORT))
-        except MlflowException:  # of another store
-            return None
+    try:
+        database = sqlite_path(tracking_uri(arguments.tracking_uri, output_folder(arguments.output_dir)))
+        if database is not None and not database.is_file():
+            return None  # looking makes no store
+        client = open_store(arguments).client
+        found = {client.get_run(run_id).data.tags.get(EFFORT) for run_id in run_ids}
+    except (MlflowException, StoreError):  # the runs are in another store, or this one is away
+        return None
     return None if None in found else " or ".join(sorted(map(str, found)))
 
 

@@ -56,6 +56,18 @@ def test_json_is_printed_and_written_and_is_b_less_a(files, tmp_path, capsys):
     assert back["difference"] == pytest.approx(first - second)
 
 
+@pytest.mark.parametrize("uri", [None, "/a/plain/folder", "http://127.0.0.1:1"])
+def test_runs_that_no_store_knows_are_compared_all_the_same(uri, tmp_path, monkeypatch, capsys):
+    for name, draw in (("a", 1), ("b", 2)):
+        table(1.0, draw, run_id="1" * 32).to_csv(tmp_path / f"{name}.csv", index=False)
+    if uri is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    words = ["--metric", "auroc", "--num-replicates", 50, "--output-dir", tmp_path / "out"]
+    assert verb(tmp_path / "a.csv", tmp_path / "b.csv", *words) == 0
+    assert "effort" not in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
 def test_table_for_people_names_tests_and_what_could_have_been_found(files, capsys):
     assert verb(*files, "--metric", "auroc", "--metric", "brier", "--num-replicates", 200, "--seed", 5) == 0
     text = capsys.readouterr().out
