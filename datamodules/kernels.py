@@ -5,7 +5,6 @@ many short loops, and an allocation of its own for every array.
 """
 
 import functools
-import hashlib
 import math
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
+
+from tracking.files import json_hash
 
 Single = npt.NDArray[np.float32]
 
@@ -138,7 +139,7 @@ def _state_of_compilation() -> str:
     """Return a hash of all that makes numba compile anew."""
     file, host = Path(__file__).stat(), llvmlite.binding.get_host_cpu_features().flatten()
     about = (file.st_mtime_ns, file.st_size, numba.__version__, sys.version, llvmlite.binding.get_host_cpu_name(), host)
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+    return json_hash(about)[:16]
 
 
 @compiled

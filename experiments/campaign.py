@@ -186,7 +186,7 @@ def watching(name: str) -> Iterator[Watcher]:
     """Show how far the jobs have come: a live table on a terminal, a line a minute in a log."""
     if not sys.stderr.isatty():
         lines = Lines(name)
-        yield lambda progress: lines.show(_line(progress), is_over=progress.is_over)
+        yield lambda progress: lines.show(progress, is_over=progress.is_over)
         return
     from rich.console import Console
     from rich.live import Live
@@ -195,24 +195,10 @@ def watching(name: str) -> Iterator[Watcher]:
         yield lambda progress: live.update(_table(name, progress), refresh=True)
 
 
-def summary(progress: Progress) -> str:
-    """Say in one line how far the jobs have come."""
-    text = (
-        f"{progress.done} of {progress.total} jobs done, {len(progress.running)} running, {len(progress.failed)} failed"
-    )
-    left = progress.seconds_left
-    return text if left is None else f"{text}; about {left / 60:.1f} min left"
-
-
-def _line(progress: Progress) -> str:
-    stages = [f"{name}: {stage}" for name, (job, _) in progress.running.items() if (stage := job.stage)]
-    return "; ".join([summary(progress), *stages])
-
-
 def _table(name: str, progress: Progress) -> "Table":
     from rich.table import Table
 
-    table = Table(title=f"{name}: {summary(progress)}", title_justify="left")
+    table = Table(title=f"{name}: {progress.summary}", title_justify="left")
     table.add_column("job")
     table.add_column("for", justify="right")
     table.add_column()

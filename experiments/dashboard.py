@@ -37,22 +37,15 @@ class Dashboard:
         port: Port to listen on; 0 takes a free one.
     """
 
+    name = "Sweeps"
+    what = "optuna-dashboard on the trials of sweeps"
+
     def __init__(self, uri: str, port: int) -> None:
         self.port = free_port(HOST, port)
         self._server = make_server(
             HOST, self.port, self._guarded(wsgi(open_storage(uri).backend)), _ThreadedServer, _QuietHandler
         )
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-
-    @property
-    def name(self) -> str:
-        """What stands before its address."""
-        return "Sweeps"
-
-    @property
-    def what(self) -> str:
-        """What it serves."""
-        return "optuna-dashboard on the trials of sweeps"
 
     @property
     def address(self) -> str:

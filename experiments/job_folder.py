@@ -1,21 +1,20 @@
 """What every job that runs in a process of its own has in common: a folder with its state, and a run to go on with."""
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from experiments.cli import INTERRUPTED
 from experiments.options import STEP_TIMEOUT
 from experiments.ranks import run_ranks
+from experiments.runtime import FontanelCLI
+from experiments.training import ResumePoint
 from tracking.checkpoints import CheckpointError
 from tracking.files import read_json, write_json
 from tracking.interruption import Interrupted
 from tracking.store import Store
-
-if TYPE_CHECKING:
-    from experiments.runtime import FontanelCLI
-    from experiments.training import ResumePoint
 
 DONE, RUN, JOB = "done.json", "run.json", "job.json"
 
@@ -24,32 +23,9 @@ class JobError(ValueError):
     """A job that failed; says why."""
 
 
-class Runnable(Protocol):
-    """What a launcher asks of a job that was prepared in a folder."""
-
-    @property
-    def name(self) -> str:
-        """Name of its run."""
-
-    @property
-    def folder(self) -> Path:
-        """Where it leaves what it has done."""
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it is finished."""
-
-    @property
-    def stage(self) -> str:
-        """How far it has come before its training; empty where that is all there is."""
-
-    def run(self, store: Store) -> None:
-        """Do it, or go on where it was interrupted."""
-
-
 @dataclass(frozen=True)
-class JobFolder:
-    """A job: plain data, and a folder.
+class JobFolder(ABC):
+    """A job: plain data, and a folder; what launchers ask of a job of any kind.
 
     Args:
         study: MLflow experiment.
@@ -64,9 +40,13 @@ class JobFolder:
     tags: dict[str, str]
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """Name of its run."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def run(self, store: Store) -> None:
+        """Do it, or go on where it was interrupted; nothing where it is done."""
 
     @property
     def is_done(self) -> bool:
@@ -89,10 +69,8 @@ class JobFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / JOB, {**asdict(self), "folder": None})
 
-    def resume_point(self, store: Store) -> "ResumePoint | None":
+    def resume_point(self, store: Store) -> ResumePoint | None:
         """Return where its training was interrupted, None where there is nothing to go on from."""
-        from experiments.training import ResumePoint
-
         run_id = store.known_here(self.run_id)
         if run_id is None:
             return None
@@ -101,7 +79,7 @@ class JobFolder:
         except CheckpointError:
             return None
 
-    def run_in_processes(self, cli: "FontanelCLI", num: int, store: Store) -> None:
+    def run_in_processes(self, cli: FontanelCLI, num: int, store: Store) -> None:
         """Do it in several processes, which its configuration wants; they are watched from here."""
         cli.datamodule.prepare_data()
         os.environ["MLFLOW_TRACKING_URI"] = store.uri  # not among the words: it may hold a password

@@ -7,6 +7,7 @@ A job leaves in its folder `folds.json` (who is in which part), `run.json` (its 
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from datamodules.splits import Split
 from evaluation.predictions import read_predictions, write_predictions
 from experiments.baselines import baseline_rows
 from experiments.inner import CHOICE, INNER, inner_words
-from experiments.job_folder import DONE, JOB, RUN, JobFolder, Runnable, read_lists
+from experiments.job_folder import DONE, JOB, RUN, JobFolder, read_lists
 from experiments.ranks import num_processes
 from experiments.runtime import FontanelCLI
 from experiments.scoring import score_all
 from experiments.session import PREDICTIONS, Session
+from experiments.sweep_trial import TrialJob
 from experiments.training import ResumePoint, RunKey, Training
 from experiments.tuning import FOLDER as TUNING
 from experiments.tuning import SCORE, Tuning, tuned_words
@@ -32,10 +34,8 @@ from tracking.store import Store
 FOLDS = "folds.json"
 
 
-def read_job(folder: Path) -> Runnable:
+def read_job(folder: Path) -> JobFolder:
     """Return the job that was prepared in a folder, of whatever kind it is."""
-    from experiments.sweep_trial import TrialJob
-
     return TrialJob.read(folder) if "slot" in read_json(folder / JOB) else Job.read(folder)
 
 
@@ -61,15 +61,20 @@ class Job(JobFolder):
         """Name of its run."""
         return self.key.run_name
 
+    @cached_property
+    def tuning(self) -> Tuning | None:
+        """What its training chooses from, None without a tuning."""
+        return Tuning.from_json(self.tune) if self.tune else None
+
     @property
     @override
     def stage(self) -> str:
         """How far its tuning has come, empty without one or after it."""
         place = self.folder / TUNING
-        if not self.tune or (place / CHOICE).is_file():
+        if self.tuning is None or (place / CHOICE).is_file():
             return ""
-        done, all_of_them = len(list(place.glob(SCORE.format("*", "*")))), Tuning.from_json(self.tune).num_trainings - 1
-        return f"tuning, {done} of at most {all_of_them} trainings"
+        done = len(list(place.glob(SCORE.format("*", "*"))))
+        return f"tuning, {done} of at most {self.tuning.num_trainings - 1} trainings"
 
     def predictions(self) -> pd.DataFrame:
         """Return its rows of the predictions table."""
@@ -155,8 +160,8 @@ def configured(job: Job, store: Store) -> FontanelCLI:
     """Return configuration, model and datamodule of a job, its participants assigned; it is tuned before."""
     folds = job.folder / FOLDS
     words = list(job.words)
-    if job.tune and not job.baseline:
-        words = tuned_words(words, job.folder, Tuning.from_json(job.tune), store)
+    if job.tuning is not None:
+        words = tuned_words(words, job.folder, job.tuning, store)
     if job.num_inner_folds and not job.baseline:
         words = inner_words(words, job.folder, job.num_inner_folds, store)
     elif folds.is_file():

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from experiments.cli import FAILED, INTERRUPTED, describe
-from experiments.job_folder import Runnable
+from experiments.job_folder import JobFolder
 from experiments.jobs import Job, read_job, run_job
 from experiments.memory import keep_freed_memory
 from tracking.interruption import STOP_SIGNALS, Interrupted
@@ -50,7 +50,7 @@ class Progress:
 
     total: int
     done: int = 0
-    running: dict[str, tuple[Runnable, float]] = field(default_factory=dict)
+    running: dict[str, tuple[JobFolder, float]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     fresh: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -66,11 +66,22 @@ class Progress:
         left = self.total - self.done - len(self.failed)
         return (time.monotonic() - self.started) / self.fresh * left if self.fresh else None
 
-    def begin(self, job: Runnable) -> None:
+    @property
+    def summary(self) -> str:
+        """How far the jobs have come, in one line."""
+        text = f"{self.done} of {self.total} jobs done, {len(self.running)} running, {len(self.failed)} failed"
+        left = self.seconds_left
+        return text if left is None else f"{text}; about {left / 60:.1f} min left"
+
+    def __str__(self) -> str:
+        stages = [f"{name}: {stage}" for name, (job, _) in self.running.items() if (stage := job.stage)]
+        return "; ".join([self.summary, *stages])
+
+    def begin(self, job: JobFolder) -> None:
         """Count a job that is worked on from now."""
         self.running[job.name] = (job, time.monotonic())
 
-    def finish(self, job: Runnable, error: str | None) -> None:
+    def finish(self, job: JobFolder, error: str | None) -> None:
         """Count a job that has ended."""
         self.running.pop(job.name, None)
         if error is None:
@@ -242,7 +253,7 @@ def send_stop(process: ForkServerProcess, *, at_once: bool) -> None:
         os.kill(process.pid or 0, signal.SIGKILL if at_once else signal.SIGTERM)
 
 
-def failure_of(job: Runnable, code: int) -> str | None:
+def failure_of(job: JobFolder, code: int) -> str | None:
     """Say why a job's process failed, None if it did not."""
     if code == 0 and job.is_done:
         return None

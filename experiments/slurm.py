@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.job_folder import Runnable
+from experiments.job_folder import JobFolder
 from experiments.launcher import Progress, Watcher, failure_of
 from experiments.runtime import ConfigurationError
 from tracking.files import read_json, write_json
@@ -106,7 +106,7 @@ class Cluster:
         self.executor.update_parameters(job_name=name)
         return self.executor.submit(ClusterCommand([*words, "--output-dir", str(self.store.output_folder)]))
 
-    def run(self, waiting: Sequence[Runnable], num_at_once: int | None, progress: Progress, watch: Watcher) -> None:
+    def run(self, waiting: Sequence[JobFolder], num_at_once: int | None, progress: Progress, watch: Watcher) -> None:
         """Do jobs on the cluster, and return when all have ended; those that are there from an earlier call stay.
 
         Args:
@@ -115,7 +115,7 @@ class Cluster:
             progress: What is told to `watch`.
             watch: Called at every look.
         """
-        queue, running = list(waiting), dict[str, tuple[Runnable, submitit.Job[int]]]()
+        queue, running = list(waiting), dict[str, tuple[JobFolder, submitit.Job[int]]]()
         missing: dict[str, int] = {}
         with _asked_to_stop() as stopped:
             while (queue or running) and not stopped:
@@ -147,7 +147,7 @@ class Cluster:
             write_json(path, {"job_ids": [one.job_id for one in crew]})
         return Crew(crew)
 
-    def _place(self, job: Runnable, queued: set[str]) -> "submitit.Job[int]":
+    def _place(self, job: JobFolder, queued: set[str]) -> "submitit.Job[int]":
         """Give the cluster a job, unless it has it."""
         path = job.folder / SUBMITTED
         known = str(read_json(path)["job_id"]) if path.is_file() else None

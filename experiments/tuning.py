@@ -136,11 +136,11 @@ class _Search:
         """Do every trial, and return what was chosen, and how."""
         sweep = self.tuning.sweep
         study = optuna.create_study(directions=list(sweep.directions), pruner=make_pruner(sweep.pruner))
-        trials = []
+        space, trials = sweep.searched, []
         for number in range(sweep.num_trials or 0):
             study.sampler = make_sampler(sweep.sampler, self.seed + number)
             trial = study.ask()
-            chosen = sweep.searched.suggest(trial)
+            chosen = space.suggest(trial)
             scores, state = self._score(trial, chosen)
             value = sum(scores) / len(scores) if state == TrialState.COMPLETE else None
             study.tell(trial, value, state)

@@ -52,6 +52,8 @@ class TrackingServer:
         StoreError: If the host is not loopback and nobody is asked for a password, or what asks is not installed.
     """
 
+    name = "MLflow UI"
+
     def __init__(
         self,
         uri: str,
@@ -89,11 +91,6 @@ class TrackingServer:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-
-    @property
-    def name(self) -> str:
-        """What stands before its address."""
-        return "MLflow UI"
 
     @property
     def what(self) -> str:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from evaluation.estimate import Estimate
 from evaluation.gain import Gain
 from evaluation.report.arms import Arm
@@ -315,27 +313,20 @@ def _arm_sentences(results: CrossvalResults) -> list[str]:
 
 def _choice_sentences(results: CrossvalResults) -> list[str]:
     settings, cells = results.context.settings, results.context.cells
-    inner = settings.get("num_inner_folds")
-    if inner is None:
+    if settings.get("num_inner_folds") is None:
         return []
-    tuned = []
-    if settings.get("tuned"):
-        tuned.append(
-            f"{join_words(settings['tuned'])} were chosen within the training participants of each run, with equal "
-            f"effort in every arm that has a network: {settings['effort']}."
-        )
-    return [*tuned, *_point_sentences(inner, cells)]
-
-
-def _point_sentences(inner: int, cells: pd.DataFrame | None) -> list[str]:
-    if inner:
-        return [
+    how = "Epoch, threshold and temperature were chosen on the validation participants."
+    if inner := settings["num_inner_folds"]:
+        how = (
             f"Threshold, temperature and number of epochs were chosen from pooled out-of-fold predictions of {inner} "
             "inner folds of the training participants."
-        ]
-    if cells is not None and not cells.loc[cells["part"] == "val", "participants"].any():
-        return ["No participants were set apart for validation."]
-    return ["Epoch, threshold and temperature were chosen on the validation participants."]
+        )
+    elif cells is not None and not cells.loc[cells["part"] == "val", "participants"].any():
+        how = "No participants were set apart for validation."
+    if not settings.get("tuned"):
+        return [how]
+    among = f"{join_words(settings['tuned'])} were chosen within the training participants of each run"
+    return [f"{among}, with equal effort in every arm that has a network: {settings['effort']}.", how]
 
 
 def _statistics_sentences(results: CrossvalResults) -> list[str]:
