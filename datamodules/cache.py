@@ -260,7 +260,7 @@ class VolumeCache:
         images = [scaled(read_volume(path), scale) for path, scale in zip(item.images, scales, strict=True)]
         mask = self._mask(item)
         volume = self.preprocessing(images, None if mask is None else read_volume(mask))
-        array = _to_half(volume)
+        array = to_half(volume)
         return array, {
             "shape": array.shape,
             "array_sha256": hashlib.sha256(array.data).hexdigest(),
@@ -336,7 +336,12 @@ def _file_facts(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _to_half(volume: Volume) -> HalfArray:
+def to_half(volume: Volume) -> HalfArray:
+    """Return the voxels of a volume as the cache keeps them and a network meets them.
+
+    Raises:
+        PreprocessingError: They are too large for half precision.
+    """
     with np.errstate(over="ignore"):
         array = volume.data.astype(np.float16)
     if not np.isfinite(array).all():

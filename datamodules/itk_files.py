@@ -103,17 +103,25 @@ def scan_series(folder: Path, root: Path, digest: Digest, limits: Limits) -> Ite
 
 
 @contextmanager
-def _as_problem(code: ProblemCode) -> Iterator[None]:
-    """Turn what SimpleITK raises into a finding, and keep its warnings off the terminal."""
+def quiet() -> Iterator[None]:
+    """Keep SimpleITK's warnings off the terminal."""
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
         yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+@contextmanager
+def _as_problem(code: ProblemCode) -> Iterator[None]:
+    """Turn what SimpleITK raises into a finding, and keep its warnings off the terminal."""
+    try:
+        with quiet():
+            yield
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ")[:200]
         raise CohortError.single(f"SimpleITK cannot read it ({reason}). Convert or export it again.", code) from error
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 def _reader_of(path: Path) -> str:

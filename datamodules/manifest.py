@@ -113,6 +113,25 @@ def check_manifest(cohort: Cohort) -> Manifest:
     Raises:
         CohortError: When there is none, it is of another table, it or a file was changed, or it holds problems.
     """
+    manifest = _read_manifest(cohort)
+    if manifest.problems:
+        advice = f"Mend them, then run `fontanel verify {cohort.table}` again."
+        raise CohortError.of(f"The verified cohort {cohort.table.name}", manifest.problems, advice)
+    _refuse_changes(cohort, manifest)
+    return manifest
+
+
+def known_manifest(cohort: Cohort) -> Manifest | None:
+    """Return the manifest of a cohort, problems included, or None where there is none that still describes it."""
+    try:
+        manifest = _read_manifest(cohort)
+        _refuse_changes(cohort, manifest)
+    except CohortError:
+        return None
+    return manifest
+
+
+def _read_manifest(cohort: Cohort) -> Manifest:
     remedy = f"Run `fontanel verify {cohort.table}`."
     path = manifest_path(cohort.table)
     if not path.is_file():
@@ -125,15 +144,17 @@ def check_manifest(cohort: Cohort) -> Manifest:
         raise CohortError.single(f"{cohort.table} was changed after it was verified. {remedy}")
     if manifest.schema_sha256 != _sha256(cohort.schema.to_json()):
         raise CohortError.single(f"The schema of {cohort.table} was changed after it was verified. {remedy}")
-    if manifest.problems:
-        advice = f"Mend them, then run `fontanel verify {cohort.table}` again."
-        raise CohortError.of(f"The verified cohort {cohort.table.name}", manifest.problems, advice)
+    return manifest
+
+
+def _refuse_changes(cohort: Cohort, manifest: Manifest) -> None:
     changed = [reason for file in _paths(cohort) if (reason := _change(cohort, file, manifest.files.get(file)))]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         listed = "; ".join(changed[:5])
-        raise CohortError.single(f"Files of {cohort.table} differ from its manifest: {listed}{more}. {remedy}")
-    return manifest
+        raise CohortError.single(
+            f"Files of {cohort.table} differ from its manifest: {listed}{more}. Run `fontanel verify {cohort.table}`."
+        )
 
 
 def _paths(cohort: Cohort) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from evaluation.estimate import Estimate
 
 MINUS = "\N{MINUS SIGN}"
+TIMES = " \N{MULTIPLICATION SIGN} "
 
 
 def number_text(value: float, digits: int = 2) -> str:

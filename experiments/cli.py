@@ -15,6 +15,7 @@ VERBS = {
     "quickstart": "Tell the whole story in small, on phantoms: pretrain, compare with scratch across sites, report.",
     "make-cohort": "Write a phantom cohort with known ground truth.",
     "verify": "Check every file of a cohort table and write its manifest.",
+    "preview": "Show every image of a cohort on one page, what stands out first.",
     "fit": "Train a model from a configuration file.",
     "crossval": "Compare arms on identical, frozen test participants, across sites and seeds.",
     "sweep": "Search for the best arguments of a training or a cross-validation, on one machine or many.",

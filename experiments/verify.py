@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datamodules.cohort import Cohort
     from datamodules.verify import Verification
 
 
@@ -41,12 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise CohortError.single(f"--num-workers {arguments.num_workers} is below 0. Give the number of threads.")
     if arguments.write_schema:
         _write_schema(arguments.table, arguments.root)
-    with _counter() as on_file:
+    with file_counter() as on_file:
         verification = verify_cohort(
             arguments.table, root=arguments.root, num_workers=arguments.num_workers, on_file=on_file
         )
-    if verification.schema_guessed:
-        _say(_guess_notice(verification))
+    if verification.schema_guessed and verification.cohort is not None:
+        _say(guess_notice(verification.cohort))
     print(json.dumps(verification.as_json()) if arguments.json else _summary(verification))
     if verification.cohort is not None:
         manifest = write_manifest(verification)
@@ -71,7 +72,7 @@ def _write_schema(table: Path, root: Path | None) -> None:
 
 
 @contextmanager
-def _counter() -> Iterator[Callable[[int, int], None]]:
+def file_counter() -> Iterator[Callable[[int, int], None]]:
     """Show progress from the first file on; how many there are is known only when the table has been read."""
     from tracking.progress import progress
 
@@ -87,11 +88,11 @@ def _counter() -> Iterator[Callable[[int, int], None]]:
         yield on_file
 
 
-def _guess_notice(verification: "Verification") -> str:
-    assert verification.cohort is not None
-    roles = ", ".join(f"{column.name} ({column.role})" for column in verification.cohort.schema.columns)
+def guess_notice(cohort: "Cohort") -> str:
+    """Say what was taken for what in a table without a sidecar."""
+    roles = ", ".join(f"{column.name} ({column.role})" for column in cohort.schema.columns)
     return (
-        f"{verification.cohort.table.name} has no sidecar, so the meaning of its columns was guessed: {roles}. "
+        f"{cohort.table.name} has no sidecar, so the meaning of its columns was guessed: {roles}. "
         "--write-schema writes it down for you to correct."
     )
 
