@@ -257,17 +257,19 @@ class Previewer:
         return sample_mask(marked, half.data.shape[1:], half.affine)
 
 
-def compare(rows: Sequence[Sequence[ChannelView]]) -> None:
+def compare(rows: Sequence[Sequence[ChannelView]], sites: Sequence[str]) -> None:
     """Measure how alike each image is to the median image of its column, once all were looked at.
 
     Args:
         rows: What `Previewer.look` returned of each row.
+        sites: Site of each.
     """
     for views in zip(*rows, strict=True):
-        known = [view for view in views if view.coarse is not None]
-        alike = similarity([view.coarse for view in known]) if known else ()
-        for view, value in zip(known, alike, strict=True):
-            view.measures[SIMILARITY] = float(value)
+        known = [(view, view.coarse, site) for view, site in zip(views, sites, strict=True) if view.coarse is not None]
+        if known:
+            alike = similarity(np.stack([coarse for _, coarse, _ in known]), [site for _, _, site in known])
+            for (view, _, _), value in zip(known, alike, strict=True):
+                view.measures[SIMILARITY] = float(value)
 
 
 def quantiles(values: npt.NDArray[Any]) -> FloatArray:

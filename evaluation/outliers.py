@@ -18,7 +18,7 @@ References:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,15 +38,15 @@ class Measure:
     Args:
         label: What it is called in a sentence.
         unit: Of the value, empty without one.
-        scale: On which it is compared: `log` for amounts, `fisher` for correlations.
-        smallest_sd: On that scale; a smaller robust standard deviation counts as this one.
+        is_amount: Whether it is compared by its ratio, as long as all are above 0.
+        smallest_sd: Of the value, or of the logarithm of an amount; a smaller robust standard deviation counts as it.
         low_only: Whether only low values stand out.
         digits: Decimals that are shown.
     """
 
     label: str
     unit: str = ""
-    scale: Literal["linear", "log", "fisher"] = "linear"
+    is_amount: bool = False
     smallest_sd: float = 0.05
     low_only: bool = False
     digits: int = 2
@@ -54,13 +54,13 @@ class Measure:
 
 SIMILARITY = "similarity"
 MEASURES: dict[str, Measure] = {
-    "voxel_volume": Measure("voxel volume", "mm\N{SUPERSCRIPT THREE}", "log"),
-    "foreground_volume": Measure("foreground volume", "ml", "log", digits=0),
-    "intensity": Measure("median intensity", "", "log", smallest_sd=0.1),
-    "spread": Measure("spread of intensities", "", "log", smallest_sd=0.1),
+    "voxel_volume": Measure("voxel volume", "mm\N{SUPERSCRIPT THREE}", is_amount=True),
+    "foreground_volume": Measure("foreground volume", "ml", is_amount=True, digits=0),
+    "intensity": Measure("median intensity", "", is_amount=True, smallest_sd=0.1),
+    "spread": Measure("spread of intensities", "", is_amount=True, smallest_sd=0.1),
     "skew": Measure("skew of intensities"),
-    "roughness": Measure("roughness", "", "log"),
-    SIMILARITY: Measure("similarity to the median image", "", "fisher", smallest_sd=0.1, low_only=True),
+    "roughness": Measure("roughness", "", is_amount=True),
+    SIMILARITY: Measure("similarity to the median image", smallest_sd=0.03, low_only=True),
 }
 
 
@@ -173,33 +173,42 @@ def compare(values: ArrayLike, sites: Sequence[str], measure: Measure) -> Compar
         members = names == site
         if (known & members).sum() >= MIN_IMAGES:
             median[members], by_site[members] = np.median(own[known & members]), True
-    is_amount = measure.scale == "log" and not (own[known] <= 0).any()
-    distance = _on_scale(own, measure, is_amount) - _on_scale(median, measure, is_amount)
+    is_amount = measure.is_amount and not (own[known] <= 0).any()
+    distance = np.log(own) - np.log(median) if is_amount else own - median
     # Each median lies on one of its own images, or between two: what it took from the spread is given back.
     num_medians = len(set(names[by_site])) + (not by_site.all())
     middle = np.quantile(np.abs(distance[known]), min(0.5 * (1 + num_medians / known.sum()), 1.0))
     return Comparison(distance / max(TO_SD * float(middle), measure.smallest_sd), median, by_site)
 
 
-def similarity(vectors: ArrayLike) -> FloatArray:
-    """Return how alike each image is to the median image: the correlation over the voxels.
+def similarity(vectors: ArrayLike, sites: Sequence[str]) -> FloatArray:
+    """Return how alike each image is to the median image of its site, or of all where the site has too few.
+
+    It is the correlation over the voxels in which the median image is above its mean: its foreground.
 
     Args:
-        vectors: (N, V), one coarse image a row, on one grid; a row of NaN is an image that is not known.
+        vectors: (N, V), one coarse image a row, all on one grid.
+        sites: (N,) name of the site of each.
 
-    >>> similarity([[0, 1, 2], [0, 1, 3], [3, 2, 0]]).round(2).tolist()
-    [1.0, 0.98, -0.98]
+    >>> similarity([[0, 1, 2, 3], [0, 1, 2, 4], [9, 4, 3, 0]], ["a"] * 3).round(2).tolist()
+    [1.0, 1.0, -1.0]
     """
-    images = np.asarray(vectors, dtype=np.float64)
-    known = np.isfinite(images).all(axis=1)
+    images, names = np.asarray(vectors, dtype=np.float64), np.asarray(sites, dtype=object)
     alike = np.full(len(images), np.nan)
-    if not known.any():
-        return alike
-    usual = np.median(images[known], axis=0)
-    usual = usual - usual.mean()
-    centred = images[known] - images[known].mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(centred, axis=1) * np.linalg.norm(usual)
-    alike[known] = np.divide(centred @ usual, lengths, out=np.full(len(centred), np.nan), where=lengths > 0)
+    large = [site for site in set(names) if (names == site).sum() >= MIN_IMAGES]
+    groups = [(names == site, names == site) for site in large]
+    for members, usual in [*groups, (~np.isin(names, large), np.ones(len(names), bool))]:
+        if members.any():
+            alike[members] = _correlation(images[members], np.median(images[usual], axis=0))
+    return alike
+
+
+def _correlation(images: FloatArray, usual: FloatArray) -> FloatArray:
+    inside = usual > usual.mean()
+    own, other = images[:, inside], usual[inside]
+    own, other = own - own.mean(axis=1, keepdims=True), other - other.mean()
+    lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(other)
+    alike: FloatArray = np.divide(own @ other, lengths, out=np.full(len(own), np.nan), where=lengths > 0)
     return alike
 
 
@@ -229,9 +238,3 @@ def value_text(value: float, measure: Measure) -> str:
     ('1234 ml', '0.12')
     """
     return f"{number_text(value, 0 if abs(value) >= 100 else measure.digits)} {measure.unit}".strip()
-
-
-def _on_scale(values: FloatArray, measure: Measure, is_amount: bool) -> FloatArray:
-    if measure.scale == "fisher":
-        return np.asarray(np.arctanh(np.clip(values, -0.9999, 0.9999)))
-    return np.asarray(np.log(values)) if is_amount else values

@@ -137,7 +137,7 @@ def look(material: Material) -> list[list["ChannelView"]]:
         for row in rows:
             views.append(previewer.look(row))
             advance(1)
-    compare(views)
+    compare(views, list(material.cohort.frame["site"]))
     return views
 
 
