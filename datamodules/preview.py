@@ -63,7 +63,8 @@ class Recipe:
         """Return the default: each image of a table by itself, and its first mask outlined."""
         present = [column for column in cohort.schema.columns if column.name in cohort.frame]
         images = tuple(column.name for column in present if column.role == "image")
-        return cls(images, next((column.name for column in present if column.role == "mask"), None))
+        masks = sorted((one for one in present if one.kind == "path"), key=lambda one: one.role != "mask")
+        return cls(images, next((one.name for one in masks if one.role in ("mask", "target")), None))
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -104,7 +105,7 @@ class ChannelView:
     measures: dict[str, float] = field(default_factory=dict)
     before: FloatArray | None = None
     after: FloatArray | None = None
-    coarse: npt.NDArray[np.float32] | None = None
+    coarse: npt.NDArray[np.float16] | None = None
 
 
 class Previewer:
@@ -153,10 +154,8 @@ class Previewer:
     def _read(self, view: ChannelView, row: Mapping[Any, Any]) -> Volume | None:
         cell = self._path(row, view.column)
         if not cell:
-            there = row.get(view.column)
-            view.reasons.append(
-                f"{view.column}: the file cannot be read." if there else f"{view.column}: the row has no such image."
-            )
+            why = "the file cannot be read" if row.get(view.column) else "the table names no file that may be read"
+            view.reasons.append(f"{view.column}: {why}.")
             return None
         path = self.cohort.resolve(cell)
         view.facts = self.files[cell]
@@ -310,10 +309,10 @@ def _neighbour_difference(data: npt.NDArray[np.float32], inside: BoolArray) -> f
     return total / max(count, 1)
 
 
-def _coarse(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _coarse(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     depth, height, width = (min(length, COARSE) for length in data.shape)
     pooled = torch.nn.functional.adaptive_avg_pool3d(torch.from_numpy(data)[None], (depth, height, width))
-    coarse: npt.NDArray[np.float32] = pooled.numpy().reshape(-1)
+    coarse: npt.NDArray[np.float16] = pooled.numpy().reshape(-1).astype(np.float16)  # a copy: thousands are kept
     return coarse
 
 

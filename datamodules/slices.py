@@ -84,9 +84,11 @@ def sample_mask(mask: Volume, shape: Sequence[int], affine: Affine) -> BoolArray
 
 
 def window_of(values: npt.NDArray[Any]) -> tuple[float, float]:
-    """Return what is shown black and white: percentiles of the intensities."""
-    low, high = np.percentile(thin_out(values), WINDOW)
-    return float(low), float(high)
+    """Return what is shown black and white: percentiles of all intensities, and of those above their mean."""
+    some = thin_out(values)
+    bright = some[some > some.mean(dtype=np.float64)]
+    high = np.percentile(bright, WINDOW[1]) if bright.size else some.max()
+    return float(np.percentile(some, WINDOW[0])), float(high)
 
 
 def thin_out(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ from evaluation.report.page import TEMPLATES, Picture, Table, render_page
 from evaluation.wording import TIMES, count_text, number_text
 
 SCRIPT = "preview.js"
+MAKE = ("manufacturer", "model", "field strength")  # of what is known of a scanner, what it is called by
 MAX_KINDS = 3  # that a cell of the table of sites names
 
 
@@ -64,19 +65,19 @@ class Header:
     @property
     def scanner_text(self) -> str:
         """Maker, model and field strength, as far as they are known."""
-        return " ".join(
-            self.scanner[name] for name in ("manufacturer", "model", "field strength") if name in self.scanner
-        )
+        return " ".join(self.scanner[name] for name in MAKE if name in self.scanner)
 
     def facts(self) -> list[tuple[str, str]]:
         """Return names and values, ready to be shown."""
         known = [
-            ("voxel", self.voxel_text),
-            ("voxels", TIMES.join(map(str, self.shape))),
+            ("voxel size", self.voxel_text),
+            ("grid", TIMES.join(map(str, self.shape))),
             ("orientation", self.orientation or "unknown"),
             ("type", self.dtype),
         ]
-        return [*known, *self.scanner.items()]
+        if self.scanner_text:
+            known.append(("scanner", self.scanner_text))
+        return [*known, *((name, text) for name, text in self.scanner.items() if name not in MAKE)]
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,7 @@ def similarity(vectors: ArrayLike, sites: Sequence[str]) -> FloatArray:
     >>> similarity([[0, 1, 2, 3], [0, 1, 2, 4], [9, 4, 3, 0]], ["a"] * 3).round(2).tolist()
     [1.0, 1.0, -1.0]
     """
-    images, names = np.asarray(vectors, dtype=np.float64), np.asarray(sites, dtype=object)
+    images, names = np.asarray(vectors, dtype=np.float32), np.asarray(sites, dtype=object)
     alike = np.full(len(images), np.nan)
     large = [site for site in set(names) if (names == site).sum() >= MIN_IMAGES]
     groups = [(names == site, names == site) for site in large]
@@ -205,7 +205,7 @@ def similarity(vectors: ArrayLike, sites: Sequence[str]) -> FloatArray:
 
 def _correlation(images: FloatArray, usual: FloatArray) -> FloatArray:
     inside = usual > usual.mean()
-    own, other = images[:, inside], usual[inside]
+    own, other = images[:, inside], usual[inside].astype(np.float64)
     own, other = own - own.mean(axis=1, keepdims=True), other - other.mean()
     lengths = np.linalg.norm(own, axis=1) * np.linalg.norm(other)
     alike: FloatArray = np.divide(own @ other, lengths, out=np.full(len(own), np.nan), where=lengths > 0)

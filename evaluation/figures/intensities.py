@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from evaluation.estimate import FloatArray
 from evaluation.figures.style import COLOURS, DASHES, NOISE, open_panels
 
-NUM_BINS = 72
+NUM_BINS = 48
 MARGIN = 0.04  # of the axis, beyond the 0.5th and the 99.5th percentile of every site
 
 
