@@ -28,6 +28,7 @@ NAMED_ROLES: dict[str, Role] = {
     "session_id": "session",
     "scandate": "session",
     "site": "site",
+    "site_id": "site",
     "dataset": "dataset",
 }
 TARGET_NAMES = ("age", "label", "target", "outcome")
@@ -222,6 +223,17 @@ def schema_path(table: Path) -> Path:
     return table.with_name(table.name + ".json")
 
 
+def file_column(name: str) -> Column:
+    """Return a column of files, whose role is guessed from its name.
+
+    >>> [file_column(name).role for name in ("brain_mask", "label", "t1w")]
+    ['mask', 'target', 'image']
+    """
+    lowered = name.casefold()
+    role: Role = "mask" if "mask" in lowered else "target" if re.search(r"label|lesion|seg", lowered) else "image"
+    return Column(name, role, "path", required=role == "image")
+
+
 def parse_number(text: str) -> float | None:
     """Return the finite number that a cell holds, or None.
 
@@ -285,8 +297,7 @@ def _guess_column(name: str, cells: Sequence[str], root: Path, taken: set[Role])
     if lowered.startswith("truth_"):
         return Column(name, "truth", kind)
     if kind == "path":
-        role = "mask" if "mask" in lowered else "target" if re.search(r"label|lesion|seg", lowered) else "image"
-        return Column(name, role, kind, required=role == "image")
+        return file_column(name)
     if lowered in TARGET_NAMES:
         if not known:
             return Column(name, "target", "number", required=False)
