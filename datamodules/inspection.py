@@ -58,12 +58,14 @@ class Inspection:
 
     Args:
         facts: What it holds; None unless it could be read to its end.
+        shape: Voxels per axis as the header has them; () where it cannot be read.
         affine: Voxel index to RAS millimetres, (4, 4); None where it is unknown or unusable.
         constant: The value that every voxel has, if it is one.
         findings: What is wrong with it.
     """
 
     facts: FileFacts | None = None
+    shape: tuple[int, ...] = ()
     affine: Affine | None = None
     constant: float | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -126,9 +128,12 @@ def size_and_mtime(path: Path) -> tuple[int, int]:
 
 
 def _judge_layout(result: Inspection, layout: Layout, path: Path) -> None:
+    result.shape = layout.shape
     if len(layout.shape) != 3 and not (len(layout.shape) == 2 and path.suffix.casefold() == ".png"):
         axes = "x".join(map(str, layout.shape))
-        message = f"The image has {len(layout.shape)} axes ({axes}). Give each row one volume with three axes."
+        message = f"The image has {len(layout.shape)} axes ({axes}). Give each row one volume with three axes"
+        last = layout.shape[3] - 1 if len(layout.shape) == 4 else 0
+        message += f', or say in the sidecar which one the column means: "volume": 0 to {last}.' if last else "."
         result.findings.append(Finding("not_3d", message))
     fault = affine_fault(layout.affine)
     if fault:

@@ -78,7 +78,7 @@ def safe_name(text: str) -> str:
     >>> safe_name("p 01 (left)"), safe_name("Jose\u0301")
     ('p-01-left', 'José')
     """
-    return re.sub(r"[^\w.+=-]+", "-", unicodedata.normalize("NFC", text)).strip("-.+=")
+    return re.sub(r"[^\w.+=-]+", "-", unicodedata.normalize("NFC", text)).strip("-")
 
 
 def read_text(path: Path) -> RawTable:

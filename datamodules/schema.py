@@ -49,6 +49,7 @@ class Column:
         grid: Name of a grid group: the images and masks of one row that carry the same name share shape and affine.
         scale: What the voxels of an image are multiplied by when it is preprocessed, such as 0.001 from 1e-6 to 1e-3
             mm2/s; when left out, they are taken as they are.
+        volume: Which volume of its files with four axes an image is, counted from 0.
         may_be_empty: Whether a mask may be 0 everywhere, as that of the lesions of a healthy participant is; one of the
             brain may not.
         required: Whether every row must have a value; when left out, True for identifiers, images and targets.
@@ -68,6 +69,7 @@ class Column:
     required: bool | None = None
     description: str | None = None
     scale: float | None = None
+    volume: int | None = None
     may_be_empty: bool = False
 
     def __post_init__(self) -> None:
@@ -99,6 +101,10 @@ class Column:
             return f"has a scale and the role {self.role}. Only images are scaled."
         if self.scale is not None and not (_is_number(self.scale) and 0 < self.scale < math.inf):
             return f"has a scale of {self.scale}. Give a number above 0."
+        if self.volume is not None and self.role != "image":
+            return f"has a volume and the role {self.role}. Only of images one volume is taken."
+        if self.volume is not None and (type(self.volume) is not int or self.volume < 0):
+            return f"has a volume of {self.volume}. Give a whole number; the first volume is 0."
         if self.may_be_empty and self.role != "mask":
             return f"has `may_be_empty` and the role {self.role}. Only masks are looked at for it."
         return None

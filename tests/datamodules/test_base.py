@@ -123,7 +123,7 @@ def test_tables_are_namespaced_by_dataset(tiny_cohort, tmp_path):
     data.assign_splits()
     assert {sample.dataset for sample in data.samples} == {"tiny", "other"}
     assert len(data.samples) == 60
-    with pytest.raises(CohortError, match="share a dataset name"):
+    with pytest.raises(CohortError, match="are both of the dataset tiny"):
         BrainAgeDataModule(table=[tiny_cohort, tiny_cohort]).read()
 
 
