@@ -56,8 +56,8 @@ class BaseDataModule(HarmonisedDataModule):
     """Read, check, split, cache and batch a cohort; a dataset is a subclass that sets defaults.
 
     Args:
-        table: Cohort table (.tsv or .csv, or a folder of BIDS or BONBID-HIE) with its sidecar; several are read as one
-            cohort, each a dataset of its own.
+        table: Cohort table (.tsv or .csv, or a folder in a layout such as BIDS) with its sidecar; several are read as
+            one cohort, each a dataset of its own.
         images: Image columns, in the order of the channels.
         targets: Target columns that are read into the batch; an image that misses all of them is not trained on.
         mask: Column with the foreground mask, if there is one.

@@ -12,9 +12,9 @@ import pandas as pd
 
 from datamodules.layouts import LAYOUTS, find_rows, recognise
 from datamodules.layouts.files import is_image, walk
-from datamodules.layouts.found import Found, assemble, keep_usable, printable
+from datamodules.layouts.found import Found, assemble, keep_usable
 from datamodules.problems import CohortError
-from datamodules.raw_table import RawTable, Remark, read_text, safe_name
+from datamodules.raw_table import RawTable, Remark, printable, read_text, safe_name
 from datamodules.schema import Column, Schema, schema_path
 
 NOT_IN_LAYOUT = "not where the layout has images"
@@ -246,7 +246,7 @@ def _not_read(raw: RawTable) -> list[Remark]:
     files = [column.name for column in raw.described if column.kind == "path" and column.name in raw.columns]
     told = {cell for name in files for cell in raw.values(name)} | {remark.what for remark in raw.remarks}
     return [
-        Remark(printable(path), NOT_IN_LAYOUT)
+        Remark(path, NOT_IN_LAYOUT)
         for inside, paths in walk(raw.path.parent)
         if not told.intersection([inside, *(parent.as_posix() for parent in Path(inside).parents)])
         for path in paths

@@ -32,6 +32,9 @@ class Remark:
     left_out: bool = True
     problem: Problem | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "what", printable(self.what))
+
 
 @dataclass(frozen=True)
 class RawTable:
@@ -70,6 +73,12 @@ class RawTable:
         text = io.StringIO(newline="")
         csv.writer(text, delimiter="\t", lineterminator="\n").writerows([self.columns, *self.cells])
         return text.getvalue()
+
+
+def printable(path: str) -> str:
+    """Return a path with question marks for what is no text."""
+    shown = path.encode("utf-8", "replace").decode("utf-8")
+    return "".join("?" if unicodedata.category(mark) == "Cc" else mark for mark in shown)
 
 
 def safe_name(text: str) -> str:

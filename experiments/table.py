@@ -101,19 +101,21 @@ def _summary(made: "NewTable", *, recognised: bool) -> Iterator[str]:
         yield f"  {name}: {count}" + (f"; missing in {len(lacking)}: {_examples(lacking)}" if lacking else "")
     others = [column.name for column in made.schema.columns if column.kind != "path" and column.name not in IDENTITY]
     yield f"Other columns: {', '.join(others) or 'none (join a clinical table with --participants FILE)'}."
-    yield from _remarks("Left out:", [remark for remark in made.raw.remarks if remark.left_out])
-    yield from _remarks("Look at:", [remark for remark in made.raw.remarks if not remark.left_out])
+    yield from list_remarks(made.raw.remarks)
     yield f"Wrote {made.table} and {made.table.name}.json, which says what the columns mean; correct it. Next:"
     for command in _next(made):
         yield f"  {command}"
 
 
-def _remarks(title: str, remarks: "Sequence[Remark]") -> Iterator[str]:
-    if remarks:
-        yield title
-    for reason in dict.fromkeys(remark.reason for remark in remarks):
-        same = [remark.what for remark in remarks if remark.reason == reason]
-        yield f"  {len(same)}: {reason}: {_examples(same)}"
+def list_remarks(remarks: "Sequence[Remark]") -> Iterator[str]:
+    """Yield lines that say what was left out of a table and what is odd, by reason, with the first examples."""
+    for title, left_out in (("Left out:", True), ("Look at:", False)):
+        chosen = [remark for remark in remarks if remark.left_out == left_out]
+        if chosen:
+            yield title
+        for reason in dict.fromkeys(remark.reason for remark in chosen):
+            same = [remark.what for remark in chosen if remark.reason == reason]
+            yield f"  {len(same)}: {reason}: {_examples(same)}"
 
 
 def _next(made: "NewTable") -> Iterator[str]:

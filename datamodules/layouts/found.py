@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from datamodules.cells import escape_reason
 from datamodules.layouts.clinical import ClinicalTable, plain_names
 from datamodules.problems import Problem
-from datamodules.raw_table import RawTable, Remark
+from datamodules.raw_table import RawTable, Remark, printable
 from datamodules.schema import Column, is_known, strip_suffix
 
 OTHER_SCAN = "another scan of an image that the session has; the first by name is taken"
@@ -137,7 +136,7 @@ def keep_usable(scans: Iterable[Scan], folder: Path, remarks: list[Remark]) -> l
         if reason is None:
             kept.append(scan)
         else:
-            remarks.append(Remark(printable(scan.path), reason))
+            remarks.append(Remark(scan.path, reason))
     return kept
 
 
@@ -153,12 +152,6 @@ def unusable(path: str, folder: Path) -> str | None:
     if escape_reason(folder, path):
         return "an absolute path, or a link or '..' out of the folder"
     return None if (folder / path).exists() else "named, but not there"
-
-
-def printable(path: str) -> str:
-    """Return a path with question marks for what is no text."""
-    shown = path.encode("utf-8", "replace").decode("utf-8")
-    return "".join("?" if unicodedata.category(mark) == "Cc" else mark for mark in shown)
 
 
 def column_name(text: str) -> str:

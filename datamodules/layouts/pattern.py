@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.layouts.files import is_image, linked_folders, walk
-from datamodules.layouts.found import Found, Scan, Visit, column_name, keep_usable, printable
+from datamodules.layouts.found import Found, Scan, Visit, column_name, keep_usable
 from datamodules.problems import CohortError
-from datamodules.raw_table import Remark, safe_name
+from datamodules.raw_table import Remark, printable, safe_name
 from datamodules.schema import file_column, strip_suffix
 
 SUMMARY = "a pattern of file names, such as '{site}/{participant_id}_T1w.nii.gz'"
@@ -41,7 +41,7 @@ def find(folder: Path, patterns: Sequence[str]) -> Found:
         values, column = _match(path, rules)
         if not values["participant_id"]:
             if is_image(path):
-                remarks.append(Remark(printable(path), "does not match the pattern"))
+                remarks.append(Remark(path, "does not match the pattern"))
             continue
         visit = Visit(_identifier(values["participant_id"], renamed), _identifier(values["session_id"], renamed))
         run = values["run"]
