@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,10 +175,10 @@ def _recognised(folder: Path) -> str:
     if layout is None:
         known = "\n".join(f"  {name:<9} {reader.SUMMARY}" for name, reader in LAYOUTS.items())
         images = next((path for _, files in walk(folder) for path in files if is_image(path)), None)
-        example = f"; the first image in it is {printable(images)}" if images else ""
+        example = f"the first image in it is {printable(images)}" if images else "there is no image in it"
         raise CohortError.single(
-            f"{folder} has no layout that is recognised{example}. Say how its files are called, such as\n"
-            f"  fontanel table {folder} --layout pattern '{{site}}/{{participant_id}}_T1w.nii.gz'\n"
+            f"{folder} has no layout that is recognised; {example}. Say how its files are called, such as\n"
+            f"  fontanel table {shlex.quote(str(folder))} --layout pattern '{{site}}/{{participant_id}}_T1w.nii.gz'\n"
             f"or choose a layout with --layout:\n{known}",
             "unreadable",
         )
@@ -256,10 +257,10 @@ def _not_read(raw: RawTable) -> list[Remark]:
 
 def _longer_names(raw: RawTable) -> list[Remark]:
     """Return participants whose names look like further scans of others: a split would tear them apart."""
-    names = sorted(set(raw.values("participant_id")))
+    names = set(raw.values("participant_id"))
     return [
         Remark(f"{name} beside {short}", LONGER_NAME, left_out=False)
-        for name in names
+        for name in sorted(names)
         if (match := re.match(r"(.+?)[_-](run|ses|visit|scan|rep|t|v|tp)-?\d+$", name, re.I))
         and (short := match[1]) in names
     ]

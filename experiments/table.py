@@ -8,10 +8,11 @@ files. What was left out is said with the reason; --json prints all of it. Examp
   fontanel table data/lab --layout pattern '{site}/{participant_id}_T1w.nii.gz' --participants clinical.csv
   fontanel table data/lab --layout pattern '{participant_id}[_ses-{session_id}]_{image}.nii.gz' -o tables/lab.tsv
 
-In a pattern {participant_id}, {session_id} and {site} say whose an image is, when and where; {image} names its column
-(else what follows the last field does); {run} counts repeated scans; other fields become columns. * is any text, and
-[...] may be absent. Without a suffix a pattern is of DICOM: folders of one series each, or files. Of several scans of
-one kind in a session the first by name is taken, and a kind that is missing leaves an empty cell.
+In a pattern {participant_id}, {session_id} and {site} say whose an image is, when and where. {image} names its column;
+else what follows the last field does, or a name before the pattern ('mask:masks/{participant_id}.nii.gz'). {run} counts
+repeated scans, other fields become columns, * is any text, and [...] may be absent. Without a suffix a pattern is of
+DICOM: folders of one series each, or files. Of several scans of one kind in a session the first by name is taken, and a
+kind that is missing leaves an empty cell.
 """
 
 import argparse
@@ -94,8 +95,8 @@ def _summary(made: "NewTable", *, recognised: bool) -> Iterator[str]:
     how = "recognised; another with --layout" if recognised else "as you said"
     yield f"{made.folder} was read as {made.layout} ({how})."
     sites = ", ".join(f"{site} {count}" for site, count in made.sites.items())
-    people, rows = _number(made.participants, "participant"), _number(len(made.raw.cells), "row")
-    yield f"{people} in {rows}; sites: {sites or 'not known'}."
+    people, sessions = _number(made.participants, "participant"), _number(len(made.raw.cells), "session")
+    yield f"{people}, {sessions} (the rows); sites: {sites or 'not known'}."
     for name, count in made.images.items():
         lacking = made.gaps.get(name, [])
         yield f"  {name}: {count}" + (f"; missing in {len(lacking)}: {_examples(lacking)}" if lacking else "")

@@ -5,6 +5,7 @@ otherwise is what follows the last field (`t1w`); `{run}` counts scans of one ki
 other field is a column of the table. A field takes as few characters as it can, none of them a slash, and has the same
 value wherever it stands; `*` is any text without a slash; what stands in brackets may be absent. The suffix of an image
 may be in upper case. A pattern without one is that of DICOM: of folders that hold one series each, or of files.
+`mask:masks/{participant_id}.nii.gz` gives its column a name of its own.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def find(folder: Path, patterns: Sequence[str]) -> Found:
     Raises:
         CohortError: When a pattern cannot be used, or matches nothing.
     """
-    rules = [(_compile(pattern), _column(pattern), strip_suffix(pattern) != pattern) for pattern in patterns]
+    rules = [_rule(pattern) for pattern in patterns]
     remarks = [Remark(link, "a link to a folder; it is not followed") for link in linked_folders(folder)]
     scans: list[Scan] = []
     facts: dict[Visit, dict[str, str]] = {}
@@ -47,7 +48,9 @@ def find(folder: Path, patterns: Sequence[str]) -> Found:
         run = values["run"]
         scans.append(Scan(visit, column, path, (int(run) if run.isdecimal() else 0, run)))
         others = {name: value for name, value in values.items() if name not in KNOWN}
-        facts.setdefault(visit, {}).update({"site": values["site"], **others})
+        known = facts.setdefault(visit, {"site": values["site"]})
+        _refuse_two_sites(visit, known["site"], values["site"], folder)
+        known |= others
     if not scans:
         raise CohortError.single(
             f"No file in {folder} matches {' or '.join(patterns)}. Write the pattern relative to that folder, such as "
@@ -65,6 +68,13 @@ def find(folder: Path, patterns: Sequence[str]) -> Found:
     found = {scan.column for scan in scans}
     columns = [file_column(name) for name in names if name in found]
     return Found(folder / TABLE, scans, columns, facts=facts, remarks=remarks)
+
+
+def _rule(pattern: str) -> tuple[re.Pattern[str], str, bool]:
+    """Return the regular expression of a pattern, the column of its images, and whether it has their suffix."""
+    named = re.fullmatch(r"(?P<column>[A-Za-z]\w*):(?P<pattern>.+)", pattern)
+    text = named["pattern"] if named else pattern
+    return _compile(text), column_name(named["column"]) if named else _column(text), strip_suffix(text) != text
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -150,6 +160,22 @@ def _identifier(text: str, renamed: dict[str, str]) -> str:
         )
     renamed[text] = name
     return name
+
+
+def _refuse_two_sites(visit: Visit, site: str, other: str, folder: Path) -> None:
+    """Refuse a name that hospitals may have given to different people.
+
+    Raises:
+        CohortError: When there are two sites.
+    """
+    if site != other:
+        who = " in session ".join(filter(None, visit))
+        raise CohortError.single(
+            f"{who} is at {site} and at {other}. If these are two people, write a table for each site, such as "
+            f"`fontanel table {folder / site} --layout pattern ... --dataset {safe_name(site)}`, and read the tables "
+            "together (data.table: [...]); if it is one, put a field {session_id} into the pattern.",
+            "duplicate_row",
+        )
 
 
 def _examples(folder: Path) -> str:

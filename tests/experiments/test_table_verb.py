@@ -7,7 +7,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from datamodules.cohort import read_cohort
+from datamodules.cohort import participant_keys, read_cohort
+from datamodules.selection import read_cohorts
 from experiments.cli import main
 
 PATTERN = "{site}/{participant_id}_T1w.nii.gz"
@@ -32,7 +33,7 @@ def test_the_command_of_the_readme(lab, tmp_path, capsys):
     out = capsys.readouterr().out
     for part in (
         "read as pattern (as you said)",
-        "5 participants in 5 rows; sites: north 3, south 2.",
+        "5 participants, 5 sessions (the rows); sites: north 3, south 2.",
         "  t1w: 5\n",
         "Other columns: age.",
         "1: does not match the pattern: north/other.nii.gz",
@@ -119,6 +120,17 @@ def test_a_pattern_that_cannot_be_used_says_why(lab, capsys, pattern, message):
     assert main(["table", str(lab), "--layout", "pattern", pattern]) == 1
     assert message in capsys.readouterr().err
     assert not (lab / "cohort.tsv").exists()
+
+
+def test_one_name_at_two_sites_is_refused(lab, capsys):
+    shutil.copy(lab / "north/p1_T1w.nii.gz", lab / "south/p1_T1w.nii.gz")
+    assert main(["table", str(lab), "--layout", "pattern", PATTERN]) == 1
+    assert "p1 is at north and at south" in capsys.readouterr().err
+    for site in ("north", "south"):
+        words = ["table", str(lab / site), "--layout", "pattern", "{participant_id}_T1w.nii.gz"]
+        assert main([*words, "-o", str(lab / f"{site}.tsv"), "--dataset", site]) == 0
+    cohorts = read_cohorts([lab / "north.tsv", lab / "south.tsv"], None, "brain-age")
+    assert {"north/p1", "south/p1"} <= {key for cohort in cohorts for key in participant_keys(cohort.frame)}
 
 
 def test_a_clinical_table_of_other_people_is_refused(lab, tmp_path, capsys):

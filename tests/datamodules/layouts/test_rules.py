@@ -105,6 +105,8 @@ def test_odd_names_of_files(tmp_path):
 def test_patterns_of_folders_fields_and_repeats_of_a_field(tmp_path):
     touch(tmp_path, "3T/p1/p1_MR/IM1", "3T/p1/p1_MR/IM2", "1.5T/p2/p2_MR/IM1", "1.5T/p3/p2_MR/IM1", "1.5T/p3/p3_CT/IM1")
     made = make_table(tmp_path, layout="pattern", patterns=["{field}/{participant_id}/{participant_id}_MR"])
+    named = make_table(tmp_path, layout="pattern", patterns=["T1:*/{participant_id}/{participant_id}_MR"])
+    assert cells(named, "t1") == cells(made, "mr")
     assert cells(made, "mr") == {"p1": "3T/p1/p1_MR", "p2": "1.5T/p2/p2_MR"}
     assert cells(made, "field") == {"p1": "3T", "p2": "1.5T"}
     made.write()
