@@ -10,8 +10,9 @@ import SimpleITK as sitk  # noqa: N813 - the library's own idiom
 
 from datamodules.cohort import check_table, read_cohort
 from datamodules.inspection import inspect_image
+from datamodules.layouts import table_file
 from datamodules.new_table import make_table
-from datamodules.verify import verify_cohort
+from datamodules.verify import manifest_path, verify_cohort, write_manifest
 from datamodules.voxels import Limits
 
 SHAPE = (7, 8, 9)
@@ -225,6 +226,26 @@ def test_a_folder_used_as_a_table_has_the_same_rows(tmp_path, layout):
         if layout == "brainiac" and key not in there:
             continue  # the table names an image that is not there, which is for verify to say
         assert [row[name] for name in files] == [dict(zip(columns, there[key], strict=True))[name] for name in files]
+
+
+STRICT = {  # what is wrong with the lab where nobody reads what was left out
+    "bids": {"missing_file"},
+    "nnunet": {"missing_value"},
+    "monai": set(),
+    "bonbid": {"missing_file", "missing_value", "bad_identifier"},
+    "brainiac": {"missing_file"},
+}
+
+
+@pytest.mark.parametrize("layout", STRICT)
+def test_verify_takes_a_folder_of_each_layout(tmp_path, layout):
+    folder = tmp_path / layout
+    folder.mkdir()
+    LAYOUTS[layout](folder)
+    verification = verify_cohort(folder)
+    assert {problem.code for problem in verification.problems} == STRICT[layout]
+    assert verification.cohort.layout == layout
+    assert write_manifest(verification) == manifest_path(table_file(folder))
 
 
 def test_bids2table_finds_what_a_plain_listing_finds(tmp_path):

@@ -60,6 +60,29 @@ def test_bids_kinds_of_images_and_the_order_of_repeats(tmp_path):
     assert [problem.code for problem in check_table(tmp_path)[1]] == ["bad_identifier"]
 
 
+def test_the_first_scan_by_name_counts_numbers_as_numbers(tmp_path):
+    touch(tmp_path, "p1/t1_10.nii.gz", "p1/t1_2.nii.gz", "p1/t1_2.nii")
+    made = make_table(
+        tmp_path, layout="pattern", patterns=["t1:{participant_id}/*.nii.gz", "t1:{participant_id}/*.nii"]
+    )
+    assert cells(made, "t1") == {"p1": "p1/t1_2.nii"}
+    assert left_out(made) == {
+        "p1/t1_2.nii.gz": "the same image once more, in another file format",
+        "p1/t1_10.nii.gz": "another scan of an image that the session has",
+    }
+
+
+def test_what_a_session_knows_counts_more_than_what_the_participant_does(tmp_path):
+    touch(tmp_path, "sub-1/ses-a/anat/sub-1_ses-a_T1w.nii", "sub-1/ses-b/anat/sub-1_ses-b_T1w.nii")
+    touch(tmp_path, "sub-2/anat/sub-2_T1w.nii")
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\tsite_id\n1\t30\tx\nsub-2\t40\ty\n")
+    (tmp_path / "sub-1" / "sub-1_sessions.tsv").write_text("session_id\tage\nses-a\tn/a\nb\t31\n")
+    made = make_table(tmp_path)
+    assert (made.raw.values("age"), made.raw.values("site")) == (["30", "31", "40"], ["x", "x", "y"])
+    (tmp_path / "more.csv").write_text("subject,session_id,iq\n1,ses-b,99\n2,whenever,98\n")
+    assert make_table(tmp_path, participants=tmp_path / "more.csv").raw.values("iq") == ["", "99", "98"]
+
+
 def test_links_within_the_folder_are_followed_and_others_are_not(tmp_path):
     """DataLad keeps every file as a link into .git/annex; one that was not fetched leads nowhere."""
     folder = tmp_path / "ds"
