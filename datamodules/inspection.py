@@ -12,6 +12,7 @@ import numpy as np
 
 from datamodules.itk_files import scan_file, scan_series
 from datamodules.problems import CohortError, ProblemCode
+from datamodules.schema import strip_suffix
 from datamodules.streams import scan_volume
 from datamodules.voxels import Affine, Layout, Limits, VoxelScan, affine_fault
 
@@ -86,6 +87,7 @@ def inspect_image(path: Path, root: Path, limits: Limits) -> Inspection:
             raise CohortError.single("The file is empty. Copy or export it again.", "unreadable")
         if size > limits.max_file_bytes:
             raise CohortError.single(f"The file has {size / 2**30:.1f} GiB. Is it an image of one head?", "too_large")
+        _check_suffix(path)
         digest = hashlib.sha256()
         if path.is_dir():
             steps = scan_series(path, root, digest, limits)
@@ -125,6 +127,18 @@ def size_and_mtime(path: Path) -> tuple[int, int]:
         raise CohortError.single("It is neither a file nor a folder. Put the image itself there.", "unreadable")
     parts = [file.stat() for file in path.iterdir() if file.is_file()]
     return sum(part.st_size for part in parts), max((part.st_mtime_ns for part in parts), default=0)
+
+
+def _check_suffix(path: Path) -> None:
+    """Refuse .Nii.Gz, which nibabel and ITK look for under other names.
+
+    Raises:
+        CohortError: When the suffix of a NIfTI or MGH file mixes upper and lower case.
+    """
+    suffix = path.name[len(strip_suffix(path.name)) :]
+    if suffix.casefold() in STREAMED and suffix not in (suffix.lower(), suffix.upper()):
+        message = f"The suffix {suffix} mixes upper and lower case. Rename the file to {suffix.lower()}."
+        raise CohortError.single(message, "unreadable")
 
 
 def _judge_layout(result: Inspection, layout: Layout, path: Path) -> None:

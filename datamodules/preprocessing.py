@@ -16,6 +16,8 @@ import torchio as tio
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 
+from datamodules.itk_files import READERS
+
 FloatArray = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
 Normalisation = Literal["zscore", "percentile", "none"]
@@ -137,6 +139,8 @@ def _read_itk(path: Path, volume_index: int | None) -> tuple[FloatArray, Affine]
 
 def _itk_image(path: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader() if path.is_dir() else sitk.ImageFileReader()
+    if path.suffix.casefold() in READERS:
+        reader.SetImageIO(READERS[path.suffix.casefold()])  # ITK itself knows .mha, but not .MHA
     if path.is_dir():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
         if len(series) != 1:

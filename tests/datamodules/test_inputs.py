@@ -112,9 +112,8 @@ def dicom():
         ("eCT_Supplemental.dcm", (512, 512, 2), "RPS", -1024, 172),  # two slices in one file
     ],
 )
-@pytest.mark.parametrize("renamed", [False, True])
-def test_real_dicom_files(dicom, tmp_path, name, shape, orientation, lowest, highest, renamed):
-    path = tmp_path / ("IM 0001" if renamed else name)
+def test_real_dicom_files(dicom, tmp_path, name, shape, orientation, lowest, highest):
+    path = tmp_path / "IM 0001"  # scanners name files as they like
     path.symlink_to(dicom(name))
     volume, facts = read_volume(path), inspect(path).facts
     same_as_itk(path, volume)
@@ -129,6 +128,24 @@ def test_colour_dicom_is_refused_with_a_remedy(dicom):
         read_volume(dicom("SC_rgb.dcm"))
     result = inspect_image(dicom("SC_rgb.dcm"), dicom("SC_rgb.dcm").parent, Limits())
     assert [finding.code for finding in result.findings] == ["bad_header"]
+
+
+@pytest.mark.parametrize("suffix", ["NII", "NII.GZ", "MGZ", "MHA", "NRRD"])
+def test_a_suffix_may_be_in_upper_case(tmp_path, suffix):
+    voxels = SERIES[..., 0]
+    lower, path = tmp_path / f"a.{suffix.lower()}", tmp_path / f"Scan 1é.{suffix}"
+    if suffix == "MGZ":
+        nib.save(nib.MGHImage(voxels, AFFINE), lower)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(voxels.transpose()), lower)
+    lower.rename(path)
+    np.testing.assert_array_equal(read_volume(path).data[0], voxels)
+    inspect(path)
+    if suffix.startswith(("NII", "MG")):  # nibabel looks for .Nii.gz under the name .nii.gz
+        path.rename(path.with_name(f"a.{suffix.title()}"))
+        result = inspect_image(path.with_name(f"a.{suffix.title()}"), tmp_path, Limits())
+        assert [finding.code for finding in result.findings] == ["unreadable"]
+        assert f"Rename the file to .{suffix.lower()}" in result.findings[0].message
 
 
 # Pictures ----------------------------------------------------------------------------------------------------------

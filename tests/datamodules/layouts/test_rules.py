@@ -103,7 +103,7 @@ def test_links_within_the_folder_are_followed_and_others_are_not(tmp_path):
 
 def test_odd_names_of_files(tmp_path):
     # José with one character, and with an accent that follows its letter, as macOS writes it: one person.
-    touch(tmp_path, "Jose\u0301/t1 (2).NII", "José/flair.nii.gz", "p 2/t1 (2).Nii.Gz", "p3/ t1 (2).nii.gz")
+    touch(tmp_path, "Jose\u0301/t1 (2).NII", "José/flair.nii.gz", "p 2/t1 (2).NII.GZ", "p3/ t1 (2).nii.gz")
     touch(tmp_path, "p4/t1 (2).nii.gz ", "p6\n/t1 (2).nii.gz")
     (tmp_path / os.fsdecode(b"p5\xff")).mkdir()
     touch(tmp_path, os.fsdecode(b"p5\xff/t1 (2).nii.gz"))
@@ -113,7 +113,7 @@ def test_odd_names_of_files(tmp_path):
         patterns=["{participant_id}/t1 (2).nii", "{participant_id}/t1 (2).nii.gz", "{participant_id}/flair.nii.gz"],
     )
     made.write()
-    assert cells(made, "t1_2") == {"José": "Jose\u0301/t1 (2).NII", "p-2": "p 2/t1 (2).Nii.Gz"}
+    assert cells(made, "t1_2") == {"José": "Jose\u0301/t1 (2).NII", "p-2": "p 2/t1 (2).NII.GZ"}
     assert cells(made, "flair") == {"José": "José/flair.nii.gz", "p-2": ""}
     assert left_out(made) == {
         "p3/ t1 (2).nii.gz": "does not match the pattern",
