@@ -39,6 +39,7 @@ def test_bids_kinds_of_images_and_the_order_of_repeats(tmp_path):
         "sub-1/dwi/sub-1_dwi.bval",
         "sub-1/func/sub-1_task-rest_bold.nii.gz",
         "sub-1/anat/sub-2_FLAIR.nii.gz",
+        "sub-1/ses-a/anat/sub-1_ses-b_FLAIR.nii.gz",
         "sub-1/anat/notes.nii.gz",
         "sub-a_b/anat/sub-a_b_T1w.nii.gz",
         "derivatives/x/sub-1/anat/sub-1_T1w.nii.gz",
@@ -54,10 +55,11 @@ def test_bids_kinds_of_images_and_the_order_of_repeats(tmp_path):
         "sub-1/dwi/sub-1_dwi.nii.gz": "a series of diffusion images",
         "sub-1/func/sub-1_task-rest_bold.nii.gz": "a file of func",
         "sub-1/anat/sub-2_FLAIR.nii.gz": "the name is of another participant or session than the folder",
+        "sub-1/ses-a/anat/sub-1_ses-b_FLAIR.nii.gz": "the name is of another participant or session than the folder",
         "sub-1/anat/notes.nii.gz": "not where the layout has images",
         "sub-a_b/anat/sub-a_b_T1w.nii.gz": "not where the layout has images",
     }
-    assert [problem.code for problem in check_table(tmp_path)[1]] == ["bad_identifier"]
+    assert [problem.code for problem in check_table(tmp_path)[1]] == ["bad_identifier"] * 2
 
 
 def test_the_first_scan_by_name_counts_numbers_as_numbers(tmp_path):
