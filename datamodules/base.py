@@ -56,8 +56,8 @@ class BaseDataModule(HarmonisedDataModule):
     """Read, check, split, cache and batch a cohort; a dataset is a subclass that sets defaults.
 
     Args:
-        table: Cohort table (.tsv or .csv, or a folder of BIDS or BONBID-HIE) with its sidecar; several are read as one
-            cohort, each a dataset of its own.
+        table: Cohort table (.tsv or .csv, or a folder in a layout such as BIDS) with its sidecar; several are read as
+            one cohort, each a dataset of its own.
         images: Image columns, in the order of the channels.
         targets: Target columns that are read into the batch; an image that misses all of them is not trained on.
         mask: Column with the foreground mask, if there is one.
@@ -397,9 +397,9 @@ class BaseDataModule(HarmonisedDataModule):
     def to_native(self, array: np.ndarray, sample: Sample, *, order: Literal[0, 1] = 1) -> np.ndarray:
         """Resample a map (D, H, W) of what an evaluation sees to the grid of the participant's own first image."""
         files = sample.files
-        cached = self.cache.get(files.images, files.mask, files.sha256s, files.scales)
+        cached = self.cache.load(files)
         affine = cached.affine @ self._window_shift(cached.array.shape[1:])
-        native = read_volume(files.images[0])
+        native = read_volume(*files.channels[0])
         return to_native(array, affine, native.data.shape[1:], native.affine, order=order)
 
     def data_contract(self) -> dict[str, Any]:

@@ -271,7 +271,7 @@ class HarmonisedDataModule(LightningDataModule):
             sample = self.samples[index]
             first.setdefault((participant_key(sample.dataset, sample.participant_id), sample.site), index)
         chosen = [self.samples[index] for index in first.values()]
-        volumes = [self.cache.get(s.files.images, s.files.mask, s.files.sha256s, s.files.scales).array for s in chosen]
+        volumes = [self.cache.load(sample.files).array for sample in chosen]
         table = _as_numbers(covariates.iloc[list(first.values())]) if self.harmonise_covariates else None
         names = [sample.site for sample in chosen]
         return SiteMaps.fit(volumes, names, table, self.harmonise_covariates, self.preprocessing)

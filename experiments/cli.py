@@ -13,6 +13,7 @@ from experiments.memory import keep_freed_memory
 
 VERBS = {
     "quickstart": "Tell the whole story in small, on phantoms: pretrain, compare with scratch across sites, report.",
+    "table": "Write the cohort table of a folder: BIDS, nnU-Net, MONAI, BONBID, or a pattern of file names.",
     "make-cohort": "Write a phantom cohort with known ground truth.",
     "verify": "Check every file of a cohort table and write its manifest.",
     "fit": "Train a model from a configuration file.",

@@ -1,9 +1,9 @@
 """Check every file of a cohort table and write its manifest.
 
-TABLE is a .tsv or .csv file, or a BIDS folder. What its columns mean stands in TABLE.json; without that file it is
-guessed, and --write-schema writes the guess down for you to correct. The manifest TABLE.manifest.json, which
-`fontanel fit` asks for, is written beside the table, with the problems if there are any. Exit code 1 means that there
-are problems.
+TABLE is a .tsv or .csv file, or a folder in a layout such as BIDS (`fontanel table` makes a table of such a folder).
+What its columns mean stands in TABLE.json; without that file it is guessed, and --write-schema writes the guess down
+for you to correct. The manifest TABLE.manifest.json, which `fontanel fit` asks for, is written beside the table, with
+the problems if there are any. Exit code 1 means that there are problems.
 """
 
 import argparse
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("table", type=Path, metavar="TABLE", help="cohort table (.tsv or .csv), or a BIDS folder")
+    parser.add_argument(
+        "table", type=Path, metavar="TABLE", help="cohort table (.tsv or .csv), or a folder such as BIDS"
+    )
     parser.add_argument("--json", action="store_true", help="print the problems as JSON")
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="folder that image paths start from (default: the table's)"
@@ -47,6 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if verification.schema_guessed:
         _say(_guess_notice(verification))
+    if verification.cohort is not None and verification.cohort.remarks:
+        from experiments.table import list_remarks
+
+        lines = list_remarks(verification.cohort.remarks)
+        _say("\n".join([f"{arguments.table} was read as {verification.cohort.layout}.", *lines]))
     print(json.dumps(verification.as_json()) if arguments.json else _summary(verification))
     if verification.cohort is not None:
         manifest = write_manifest(verification)
