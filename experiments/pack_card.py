@@ -13,6 +13,7 @@ from evaluation.assessment import Assessment, assess
 from evaluation.predictions import PredictionsError, read_predictions
 from evaluation.tasks import metrics_of, task_of
 from evaluation.wording import count_text, join_words
+from experiments.pack_check import input_lines, output_lines
 from experiments.pack_contents import FEW, Packed
 from lightning_modules.base import BaseModule
 from tracking.environment import environment_facts
@@ -114,41 +115,6 @@ def card(name: str, licence: str, packed: Packed, model: BaseModule, files: RunF
     for title, body in sections.items():
         lines += ["", f"## {title}", "", *body]
     return "\n".join(lines) + "\n"
-
-
-def input_lines(inputs: Mapping[str, Any]) -> list[str]:
-    """Say what the model takes, one line each."""
-    done = inputs["preprocessing"]
-    channels = ", ".join(map(str, inputs["channels"]))
-    lines = [f"- {count_text(len(inputs['channels']), 'image')} per participant: {channels}"]
-    if inputs.get("mask"):
-        lines.append(f"- a mask of the foreground: {inputs['mask']}")
-    spacing = " x ".join(f"{size:g}" for size in done["spacing"])
-    shape = " x ".join(map(str, done["shape"]))
-    lines.append(f"- brought to {inputs['orientation']}, {spacing} mm, {shape} voxels by Fontanel itself")
-    wanted = join_words([done["normalisation"]] if isinstance(done["normalisation"], str) else done["normalisation"])
-    lines.append(f"- normalisation: {wanted}; foreground: {done['foreground']}; centre: {done['centre']}")
-    if inputs.get("crop"):
-        lines.append(f"- of these the middle {' x '.join(map(str, inputs['crop']))} voxels")
-    if (harmonised := inputs.get("harmonisation")) is not None:
-        sites = harmonised.get("sites")
-        only = f"of the sites {join_words(sites)} alone" if sites else "of its training sites alone"
-        lines.append(f"- harmonisation: {harmonised['method']}; images {only}")
-    return lines
-
-
-def output_lines(outputs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Say what the model gives, one line each."""
-    lines = []
-    for name, facts in outputs.items():
-        if facts["kind"] == "binary":
-            lines.append(
-                f"- {name}: the probability of 1, after a temperature of {facts['temperature']:.4g}; the decision is 1 "
-                f"from {facts['threshold']:.4g} on ({facts['rule']})"
-            )
-        else:
-            lines.append(f"- {name}: a number, in {facts.get('unit') or 'the unit of its training table'}")
-    return lines
 
 
 def _summary(facts: Mapping[str, Any], cohort: Mapping[str, Any] | None) -> str:

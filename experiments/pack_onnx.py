@@ -1,7 +1,7 @@
 """A trained model as ONNX, and how far its outputs are from torch's."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from experiments.runtime import ConfigurationError, restore
 from lightning_modules.base import BaseModule
 from tracking.store import Store
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 ALLOWED = 1e-4  # largest absolute difference of an output
 INPUT, OUTPUT = "image", "prediction"
@@ -94,8 +97,25 @@ def _convert(predictor: Predictor, batch: Tensor) -> bytes:
             f"This network cannot be exported to ONNX ({type(error).__name__}: {first}). Pack without --onnx."
         ) from error
     assert program is not None
-    content: bytes = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    _strip(proto)
+    content: bytes = proto.SerializeToString()
     return content
+
+
+def _strip(proto: "ModelProto") -> None:
+    """Take out what the exporter notes of where each operation is from: lines of files on this machine."""
+    graphs = [proto.graph, *proto.functions]
+    for part in (proto, *graphs):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    for graph in graphs:
+        for item in (*graph.node, *graph.value_info):
+            item.doc_string = ""
+            del item.metadata_props[:]
+    for item in (*proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]
 
 
 def first_image(reference: str, images: list[Path], store: Store, scratch: Path) -> Tensor:

@@ -162,8 +162,12 @@ def identifier(path: Path) -> str:
 
     >>> identifier(Path("ward 3/scan.nii.gz"))
     'ward-3_scan'
+    >>> identifier(Path("ward 3/series"))
+    'ward-3_series'
     """
-    return re.sub(r"[^\w.+=-]", "-", "_".join(path.parts).removesuffix(".gz").rpartition(".")[0])
+    name = "_".join(path.parts).removesuffix(".gz")
+    stem, _, _ = name.rpartition(".")
+    return re.sub(r"[^\w.+=-]", "-", stem or name)
 
 
 def verify_now(data: "BaseDataModule") -> None:
