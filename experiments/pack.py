@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel pack`."""
     from experiments.options import add_store_arguments
 
-    parser.add_argument("reference", metavar="RUN", help="run id, run name, run folder, or best.ckpt in it")
+    parser.add_argument(
+        "reference", metavar="RUN", help="run id, run name, run folder, its best.ckpt, or a registered model"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="file to write, *.fontanel")
     parser.add_argument("--name", help="what the model is called (default: the file's name); never a site's name")
     parser.add_argument("--license", metavar="SPDX|FILE", help="SPDX name such as CC-BY-4.0, or a file with its text")
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     from experiments.options import open_store
     from experiments.pack_card import RunFiles, card
     from experiments.pack_contents import contents
-    from experiments.runtime import locate_checkpoint, locate_weights
+    from experiments.runtime import locate_weights
     from tracking.packs import CARD, ENVIRONMENT, LICENCE, ONNX, write_pack
 
     require_usable(arguments)
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     licence, licence_text = read_licence(arguments.license)
     own_card = None if arguments.card is None else read_text(arguments.card)
     store = open_store(arguments)
-    checkpoint = locate_checkpoint(arguments.reference, store)
+    checkpoint = locate_weights(arguments.reference, store)
     pretraining = read_pretraining(checkpoint, locate=partial(locate_weights, store=store))
     files = RunFiles(checkpoint, pretraining.contracts[0].run_id, store)
     packed = contents(

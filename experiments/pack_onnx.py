@@ -91,15 +91,15 @@ def _convert(predictor: Predictor, batch: Tensor) -> bytes:
             dynamo=True,
             verbose=False,
         )
+        assert program is not None
+        proto = program.model_proto
+        _strip(proto)
+        content: bytes = proto.SerializeToString()
     except Exception as error:  # the exporter raises whatever its many passes lead to
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise OnnxError(
             f"This network cannot be exported to ONNX ({type(error).__name__}: {first}). Pack without --onnx."
         ) from error
-    assert program is not None
-    proto = program.model_proto
-    _strip(proto)
-    content: bytes = proto.SerializeToString()
     return content
 
 

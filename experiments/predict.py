@@ -117,7 +117,8 @@ def restore_for(
     restored = restore(reference, words, store, scratch, trust_code)
     data = restored.cli.datamodule
     if images:
-        table, data.root = write_image_table(images, data.images, folder)
+        needed = [*data.images, *([data.mask] if data.mask else []), *data.covariates]
+        table, data.root = write_image_table(images, needed, folder)
         data.tables = [table]
     verify_now(data)
     data.labels_required = False
@@ -143,8 +144,8 @@ def write_image_table(images: list[Path], columns: list[str], folder: Path) -> t
 
     if len(columns) != 1:
         raise ConfigurationError(
-            f"This model takes {len(columns)} images per participant ({', '.join(columns)}). "
-            "Write a table with these columns and use --data.table."
+            f"This model needs more of each participant than one image: {', '.join(columns)}. Write a table with the "
+            "columns participant_id and these, and use --data.table."
         )
     absent = [str(image) for image in images if not image.exists()]
     if absent:

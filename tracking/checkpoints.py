@@ -28,6 +28,7 @@ from tracking.files import (
     temporary_file,
     write_file,
 )
+from tracking.packs import is_pack
 from tracking.redaction import redact
 
 FORMAT = 2  # of the record that a checkpoint carries, and of model.json
@@ -94,6 +95,11 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         CheckpointError: If it is missing, damaged, a URL, or holds more than tensors and plain values.
     """
     target = local_path(path)
+    if is_pack(target):
+        raise CheckpointError(
+            f"{target} is a pack: it is predicted with and verified. To start a transfer from its weights, take them "
+            f"out (unzip {target.name} weights.safetensors) and name that file."
+        )
     try:
         with target.open("rb") as file:
             _verify(file, target)

@@ -14,19 +14,22 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the name its own documentation uses
+import torch
 
 from evaluation.predictions import read_predictions
 from experiments.cli import main
+from experiments.pack_onnx import first_image
+from experiments.runtime import locate_checkpoint
+from lightning_modules.sources import read_source
+from tracking.checkpoints import CheckpointError
 from tracking.packs import CONFIG, ONNX, read_pack, write_pack
+from tracking.store import Store
 
 CONF = Path(__file__).parent.parent / "conf" / "outcome_classification.yaml"
 CANARY = "canary"  # in every planted name, in any case
-SITES = {"north": "CanaryNorth", "south": "CanarySouth", "west": "CanaryWest"}
 # Nothing here may reach a network or a store: the interpreter itself refuses to connect.
 OFFLINE = """
 import sys
@@ -39,55 +42,11 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def plant(folder, make_tiny_cohort):
-    """Write the tiny cohort with a canary wherever a name can be, and return its table."""
-    table = make_tiny_cohort(folder)
-    frame = pd.read_csv(table, sep="\t")
-    for index, row in frame.iterrows():
-        source, name = folder / row["t1w"], f"images/CanaryFile_{index:02d}.nii.gz"
-        image = nib.load(source)
-        if index == 3:
-            name = write_series(folder / "images" / "CanaryDicom", image)
-        else:
-            for field in ("descrip", "db_name", "aux_file", "intent_name"):
-                image.header[field] = f"Canary{field}"[:16].encode()
-            nib.save(image, folder / name)
-        source.unlink()
-        frame.loc[index, "t1w"] = name
-    frame["participant_id"] = [f"CanaryPerson{index:02d}" for index in range(len(frame))]
-    frame["site"] = frame["site"].map(SITES)
-    frame["referred_by"] = "CanaryDoctor"
-    table.unlink()
-    frame.to_csv(folder / "canary_table.tsv", sep="\t", index=False)
-    return folder / "canary_table.tsv"
-
-
-def write_series(folder, image):
-    """Write a volume as a DICOM series in whose tags everybody is named."""
-    folder.mkdir()
-    voxels = np.asarray(image.dataobj).transpose(2, 1, 0).astype(np.int16)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for index, plane in enumerate(voxels):
-        part = sitk.GetImageFromArray(plane[None])
-        part.SetSpacing((4.0, 4.0, 4.0))
-        tags = {"0008|0060": "MR", "0020|000d": "1.2.3", "0020|000e": "1.2.4", "0008|0018": f"1.2.4.{index}"}
-        tags |= {"0020|0032": f"0\\0\\{4 * index}", "0020|0037": "1\\0\\0\\0\\1\\0", "0018|0050": "4"}
-        tags |= {"0010|0010": "CanaryPatient", "0010|0020": "CanaryNumber", "0008|0080": "CanaryInstitution"}
-        tags |= {"0008|0090": "CanaryPhysician", "0008|1010": "CanaryStation", "0008|103e": "CanaryDescription"}
-        for tag, value in tags.items():
-            part.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"CanarySlice{index:02d}.dcm"))
-        writer.SetImageIO("GDCMImageIO")
-        writer.Execute(part)
-    return f"images/{folder.name}"
-
-
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, make_tiny_cohort, make_database):
+def lab(tmp_path_factory, make_tiny_cohort, make_database, harness):
     """A pack, the run's own predictions, and copies of images; the run's table and images are gone."""
     home = tmp_path_factory.mktemp("CanaryHospital")
-    table = plant(home / "cohort", make_tiny_cohort)
+    table = harness("canaries").plant(home / "cohort", make_tiny_cohort)
     output = home / "CanaryOutputs"
     make_database(output)
     (home / "CanaryStudy").mkdir()
@@ -270,3 +229,33 @@ def test_a_pack_is_evaluated_by_its_predictions_alone(lab, tmp_path, capsys):
     assert main(["pack", str(lab.pack), "-o", str(tmp_path / "b.fontanel")]) == 1
     assert "is a pack already" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_onnx_is_compared_on_an_image_that_is_named_where_the_training_table_is_gone(lab, tmp_path, capsys):
+    words = ["pack", lab.run, "-o", str(tmp_path / "a.fontanel"), *lab.store]
+    assert main([*words, "--onnx"]) == 1
+    assert "--example" in capsys.readouterr().err
+    (image,) = images_of(lab, lab.own.index[:1])
+    assert main([*words, "--example", image]) == 1
+    assert "Add --onnx" in capsys.readouterr().err
+    output = Path(lab.store[1])
+    store = Store(f"sqlite:///{output / 'mlflow.db'}", output)
+    checkpoint = locate_checkpoint(lab.run, store)
+    batch = first_image(str(checkpoint), [Path(image)], store, tmp_path)
+    assert batch.shape == (1, 1, 32, 32, 32)
+    assert batch.dtype == torch.float32
+    assert abs(float(batch[batch != batch[0, 0, 0, 0, 0]].mean())) < 0.2, "normalised"
+
+
+def test_a_transfer_from_a_pack_says_how_to_take_its_weights(lab, tmp_path):
+    with pytest.raises(CheckpointError, match=r"unzip model\.fontanel weights\.safetensors"):
+        read_source(lab.pack)
+    with zipfile.ZipFile(lab.pack) as archive:
+        archive.extract("weights.safetensors", tmp_path)
+    assert "network.head.weight" in read_source(tmp_path / "weights.safetensors").tensors
+
+
+def test_a_model_that_needs_more_than_one_image_asks_for_a_table(lab, tmp_path, capsys):
+    words = ["predict", str(lab.pack), *images_of(lab, lab.own.index[:1]), "--output", str(tmp_path / "out")]
+    assert main([*words, "--data.covariates", "[age]"]) == 1
+    assert "more of each participant than one image: t1w, age" in capsys.readouterr().err
