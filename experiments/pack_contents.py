@@ -25,6 +25,8 @@ from tracking.checkpoints import load_checkpoint, save_checkpoint, tensor_bytes
 from tracking.contract import CheckpointContract
 from tracking.packs import CONFIG, CONTRACT, DATA_STATE, MODEL, WEIGHTS, Pack, PackError, read_pack
 
+KEY = ("protocol", "repeat", "fold", "seed", "arm", "train_sites")  # a run's part of a prediction's key
+MAXIMUM_THREADS = 1024
 PROTOCOL = "pack"  # in the key of a pack's predictions
 TENSOR = "tensor"  # key of what stands for a tensor in the state of a datamodule
 SITES = "sites"
@@ -82,7 +84,7 @@ def contents(
             "data.harmonisation, which takes images of any site."
         )
     seen = sorted({image for past in lineage for image in past.training_images}) if image_hashes else []
-    key = {"protocol": PROTOCOL, "repeat": "0", "fold": "0", "seed": own.key.get("seed", "0"), "arm": name}
+    key = {"repeat": "0", "fold": "0", "seed": own.key.get("seed", "0"), "arm": name, "train_sites": ""}
     contract = CheckpointContract(
         config=config,
         run_id=own.run_id,  # random digits, by which the sender finds the run again
@@ -90,7 +92,7 @@ def contents(
         run_name=name,
         split=Split(PROTOCOL, 0, {}).as_dict(),
         training_images=seen,
-        key={**key, "train_sites": ""},
+        key={"protocol": PROTOCOL, **key},
         num_threads=own.num_threads,
         finished=True,
     )
@@ -142,6 +144,8 @@ def _checkpoint(pack: Pack) -> dict[str, Any]:
     record = pack.record(CONTRACT)
     try:
         num_threads = int(record["num_threads"])
+        if not 0 < num_threads <= MAXIMUM_THREADS:
+            raise ValueError(f"{num_threads} threads")
         contract = CheckpointContract(
             config=portable(pack.text(CONFIG), num_threads),
             run_id=str(record["run_id"]),
@@ -149,7 +153,7 @@ def _checkpoint(pack: Pack) -> dict[str, Any]:
             run_name=str(record["name"]),
             split=Split(PROTOCOL, 0, {}).as_dict(),
             training_images=[str(image) for image in record["training_images"] if _SHA256.fullmatch(str(image))],
-            key={str(name): str(value) for name, value in record["key"].items()},
+            key={name: str(record["key"][name]) for name in KEY},
             num_threads=num_threads,
             finished=True,
         )

@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,9 +13,11 @@ import torch
 from experiments.cli import main
 from experiments.pack import NO_LICENCE, model_name, read_licence
 from experiments.pack_card import card
+from experiments.pack_contents import contents, unpack
 from experiments.runtime import ConfigurationError
 from tracking.checkpoints import load_checkpoint
-from tracking.packs import CARD, LICENCE, read_pack
+from tracking.contract import read_contract
+from tracking.packs import CARD, CONTRACT, LICENCE, PackError, read_pack, write_pack
 
 COUNTS = [
     {"split": "train", "site": "north", "participants": 17, "images": 19},
@@ -137,3 +140,27 @@ def test_only_the_weights_that_the_run_describes_are_packed(fitted, tmp_path, ca
     assert "does not hold the weights that the run's model/model.json describes" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert main(["pack", str(folder / "best.ckpt"), *words]) == 0
+
+
+def test_the_images_that_a_pretraining_has_seen_are_known_too(fitted, tmp_path):
+    output, run_id = fitted
+    checkpoint = output / "runs" / run_id / "checkpoints" / "best.ckpt"
+    own = read_contract(checkpoint)
+    first = replace(own, run_id="0" * 32, training_images=["f" * 64])
+    described = json.loads((output / "runs" / run_id / "model" / "model.json").read_text(encoding="utf-8"))
+    packed = contents(checkpoint, (own, first), described, name="ours")
+    assert packed.contract.training_images == sorted([*own.training_images, "f" * 64])
+    assert not packed.contract.split["parts"]
+
+
+@pytest.mark.parametrize("change", [{"num_threads": 10**9}, {"num_threads": 0}, {"key": {}}, {"training_images": None}])
+def test_a_contract_that_was_made_up_is_refused(fitted, tmp_path, change):
+    output, run_id = fitted
+    whole = tmp_path / "a.fontanel"
+    assert main(["pack", run_id, "-o", str(whole), "--output-dir", str(output)]) == 0
+    pack = read_pack(whole)
+    members = {**pack.members, CONTRACT: json.dumps({**pack.record(CONTRACT), **change}).encode()}
+    write_pack(whole, members, {"name": "theirs"})
+    with pytest.raises(PackError, match=r"contract\.json or weights that do not read"):
+        unpack(whole, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.fontanel"]
