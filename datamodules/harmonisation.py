@@ -195,7 +195,12 @@ class HarmonisedDataModule(LightningDataModule):
             require_harmonisable(split)
 
     def _require_known_sites(self, split: Split) -> None:
-        """Refuse the split, and samples of this cohort from sites that its training does not have."""
+        """Refuse the split, and samples of this cohort from sites that its training does not have.
+
+        The split of a pack names nobody; there the fitted maps alone know the sites (`_require_harmonised`).
+        """
+        if not split.parts:
+            return
         self.require_harmonisable(split)
         if self.harmonisation == COMBAT:
             used = {sample.site for sample in self.samples if sample.split not in ("train", UNUSED)}
