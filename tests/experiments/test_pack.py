@@ -88,7 +88,7 @@ def test_a_fresh_process_without_table_store_and_network_gives_the_same_bits(lab
     }
     words = ["predict", str(lab.pack), *images_of(lab, people), "--output", "out"]
     done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", OFFLINE, *words], cwd=tmp_path, env=environment, capture_output=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr
     frame = read_predictions(tmp_path / "out" / "predictions.parquet")

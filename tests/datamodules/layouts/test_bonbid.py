@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - the library's own idiom
 
-from datamodules.bonbid import site_of
 from datamodules.cohort import CohortError, check_table, read_cohort, schema_path
 from datamodules.hie_outcome import HIEOutcomeDataModule
 from datamodules.layouts import table_file
+from datamodules.layouts.bonbid import site_of
 from datamodules.preprocessing import Preprocessing
 from datamodules.verify import check_manifest, manifest_path, verify_cohort, write_manifest
 
