@@ -150,7 +150,7 @@ def unusable(path: str, folder: Path) -> str | None:
     if printable(path) != path or path != path.strip():
         return "the name cannot stand in a table (not UTF-8, a control character, or a space at an end); rename it"
     if escape_reason(folder, path):
-        return "an absolute path, or a link or '..' out of the folder"
+        return "an absolute path, or a link or '..' out of the folder; a cohort keeps its files inside (cp -rL)"
     return None if (folder / path).exists() else "named, but not there"
 
 
