@@ -85,7 +85,7 @@ def main() -> None:
             for name, settings in ALLOCATORS.items():
                 words = [__file__, "--measure", str(num_threads), "--repeats", str(arguments.repeats)]
                 done = subprocess.run(
-                    [sys.executable, *words], env=clean | settings, stdout=subprocess.PIPE, text=True, check=True
+                    [sys.executable, *words], env=clean | settings, stdout=subprocess.PIPE, encoding="utf-8", check=True
                 )
                 found.setdefault((num_threads, name), []).append([float(word) for word in done.stdout.split()])
     columns = ["augmentation, torch", "augmentation, fused", *STEPS, "resident, MB"]

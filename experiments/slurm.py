@@ -190,7 +190,9 @@ class Crew:
 
 def queued_jobs() -> set[str]:
     """Return the ids of the jobs that wait or run."""
-    listed = subprocess.run(["squeue", "--noheader", "--format=%i"], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["squeue", "--noheader", "--format=%i"], capture_output=True, encoding="utf-8", check=True
+    ).stdout
     return set(listed.split())
 
 

@@ -19,7 +19,9 @@ print(hashlib.sha256(out.numpy().tobytes()).hexdigest())
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
 
     def start():
-        return subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+        )
 
     first = [start(), start()]
     said = {process.communicate()[0] for process in first} | {start().communicate()[0]}

@@ -100,7 +100,7 @@ class Commands:
             [sys.executable, str(HARNESS / "zygote.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
         )
         assert self.process.stdout.readline() == "ready\n"

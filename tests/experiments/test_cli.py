@@ -14,7 +14,7 @@ def imported_by(*words: str) -> list[str]:
     code = (
         f"import sys; from experiments.cli import main; main({list(words)!r}); sys.stderr.write(' '.join(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     return [name for name in HEAVY if name in done.stderr.split()]
 
 

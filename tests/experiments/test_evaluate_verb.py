@@ -111,5 +111,5 @@ def test_help_imports_nothing_heavy():
         "import argparse, sys; from experiments import evaluate; evaluate.add_arguments(argparse.ArgumentParser()); "
         "print([name for name in ('numpy', 'pandas', 'torch', 'matplotlib') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == "[]"

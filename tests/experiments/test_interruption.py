@@ -15,7 +15,7 @@ CONFIG = "tests/conf/brain_age_regression.yaml"
 def test_ctrl_c_is_130_and_keeps_the_checkpoint_and_the_run(tiny_cohort, tmp_path):
     words = ["fit", "--config", CONFIG, "--data.table", str(tiny_cohort), "--output-dir", str(tmp_path)]
     command = [sys.executable, "-m", "experiments.cli", *words, "--trainer.max_epochs", "10000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8")
     try:
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("runs/*/checkpoints/step-*.ckpt"))) < 2 and time.monotonic() < deadline:

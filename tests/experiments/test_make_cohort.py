@@ -91,6 +91,6 @@ code = main(["make-cohort", "brain-age", "--help"])
 heavy = {"numpy", "torch", "nibabel", "scipy", "pandas"} & set(sys.modules)
 sys.exit(f"imported {heavy}" if heavy else code)
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False)
     assert finished.returncode == 0, finished.stderr
     assert "--scenario" in finished.stdout

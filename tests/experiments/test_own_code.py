@@ -42,7 +42,12 @@ def test_processes_that_a_command_starts_find_the_labs_classes(command, lab_fold
     words = ["--config", "lab.yaml", "--data.table", str(tiny_cohort), "--output-dir", str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [FONTANEL, *command, *words], cwd=lab_folder, env=environment, capture_output=True, text=True, check=False
+        [FONTANEL, *command, *words],
+        cwd=lab_folder,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

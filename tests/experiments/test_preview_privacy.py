@@ -1,4 +1,4 @@
-"""Names that headers, files beside images and folders hold are nowhere on the page of `fontanel preview`, nor beside it."""
+"""No name in a header, in a file beside an image or in a folder is on the page of `fontanel preview`, or printed."""
 
 import gzip
 import json

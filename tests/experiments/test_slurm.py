@@ -94,7 +94,7 @@ def test_two_tasks_of_srun_train_one_run(cluster, tiny_cohort, tmp_path, make_da
     words += ["--output-dir", str(tmp_path), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     command = ["srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable, "-m", "experiments.cli", *words]
     done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8", check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Next:") == 1

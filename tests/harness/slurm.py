@@ -74,7 +74,9 @@ def slurm():
         deadline = time.monotonic() + 30
         while (
             "idle"
-            not in subprocess.run(["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, check=False).stdout
+            not in subprocess.run(
+                ["sinfo", "-h", "-o", "%T"], capture_output=True, encoding="utf-8", check=False
+            ).stdout
         ):
             assert time.monotonic() < deadline, (folder / "slurmctld.log").read_text(encoding="utf-8")[-2000:]
             time.sleep(0.1)
@@ -90,12 +92,12 @@ def slurm():
 
 
 def _call(*words):
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
+    done = subprocess.run([str(word) for word in words], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, f"{words[0]}: {done.stderr}"
 
 
 def _said(*words):
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+    return subprocess.run(words, capture_output=True, encoding="utf-8", check=False).stdout
 
 
 def _free_ports(number):

@@ -113,5 +113,5 @@ def test_networks_and_losses_import_torch_only():
         "import sys, lightning_modules.networks, lightning_modules.losses;"
         "print([name for name in ('monai', 'timm', 'pytorch_lightning', 'evaluation') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, timeout=60)
     assert done.stdout.strip() == "[]"

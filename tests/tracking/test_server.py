@@ -28,7 +28,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 def group(pid: int) -> list[int]:
     """Return the live processes of a group."""
-    found = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, encoding="utf-8", check=True).stdout
     rows = [line.split() for line in found.splitlines()]
     return [int(row[0]) for row in rows if int(row[1]) == pid and not row[2].startswith("Z")]
 
@@ -126,7 +126,7 @@ def test_it_goes_when_we_go(last_words: str, store: Store) -> None:
         f"server.start(); print(server.pid, flush=True); {last_words}\n"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, encoding="utf-8")
     pid = int(done.stdout)
     if "SIGKILL" in last_words:  # nobody is left to see the whole group off, but the server itself stops
         deadline = time.monotonic() + 10

@@ -96,6 +96,6 @@ def test_opening_a_store_imports_no_flavour(store: Store) -> None:
         "print(light, heavy)"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.split() == ["set()", "set()"]
     assert done.stderr == ""
