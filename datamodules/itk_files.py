@@ -76,10 +76,10 @@ def scan_series(folder: Path, root: Path, digest: Digest, limits: Limits) -> Ite
     Raises:
         CohortError: With one of the codes bad_affine, bad_header, path_escape, too_large, unreadable.
     """
-    for file in folder.iterdir():
-        if not file.resolve().is_relative_to(root.resolve()):
-            message = f"'{file.name}' in the folder is a link out of the cohort's folder. Put the file itself there."
-            raise CohortError.single(message, "path_escape")
+    if not all(file.resolve().is_relative_to(root.resolve()) for file in folder.iterdir()):
+        # Which one is not said: scanners and archives name DICOM files after patients.
+        message = "A file in the folder is a link out of the cohort's folder. Put the file itself there."
+        raise CohortError.single(message, "path_escape")
     with _as_problem("bad_header"):
         files = _series_files(folder)
         first = sitk.ImageFileReader()
@@ -120,8 +120,9 @@ def _as_problem(code: ProblemCode) -> Iterator[None]:
         with quiet():
             yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ")[:200]
-        raise CohortError.single(f"SimpleITK cannot read it ({reason}). Convert or export it again.", code) from error
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("sitk::ERROR: ")[:200]
+        said = "" if "/" in reason or "\\" in reason else f" ({reason})"  # a path may hold a patient's name
+        raise CohortError.single(f"SimpleITK cannot read it{said}. Convert or export it again.", code) from error
 
 
 def _reader_of(path: Path) -> str:

@@ -5,34 +5,25 @@ memory at once; what is kept of them are small pictures and some numbers.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from nibabel.affines import voxel_sizes
 
 from datamodules.augmentation import Augmentation, sample_key
 from datamodules.base import BaseDataModule
 from datamodules.cache import ImageFiles, to_half
+from datamodules.channel_view import ChannelView, measure_file, measure_input
 from datamodules.cohort import Cohort
 from datamodules.dataset import Sample, SampleKey
 from datamodules.inspection import FileFacts
 from datamodules.preprocessing import Preprocessing, PreprocessingError, Volume, read_volume, scaled
 from datamodules.scanner import read_scanner
-from datamodules.slices import Canonical, draw, sample_mask, thin_out, window_of
-from evaluation.contact_sheet import Thumbnail
-from evaluation.outliers import SIMILARITY, similarity
+from datamodules.slices import BoolArray, Canonical, draw, sample_mask, window_of
 
-COARSE = 16  # voxels of each axis of the image that similarity is taken from, at most
-LEVELS = np.linspace(0, 1, 129)  # quantiles that are kept of an image's foreground
 EPOCH = 0  # of which the augmentation is shown
 ZSCORE_WINDOW = (-3.0, 3.0)
-MM3_PER_ML = 1000.0
-
-FloatArray = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,37 +68,6 @@ class Recipe:
         return self.augmentation is not None or (self.datamodule is not None and self.datamodule.transform is not None)
 
 
-@dataclass
-class ChannelView:
-    """What is shown of one image of a row.
-
-    Args:
-        column: Its column.
-        facts: What its header says; None where it cannot be read.
-        scanner: How it was acquired, label -> text.
-        native: As it is in the file.
-        network: As the network is given it.
-        augmented: As a training is given it, in one draw.
-        reasons: Why a picture is missing.
-        measures: Name of a measure in `evaluation.outliers` -> value.
-        before: Quantiles `LEVELS` of the foreground in the file.
-        after: The same of what the network is given.
-        coarse: The network's image on a few voxels, flattened.
-    """
-
-    column: str
-    facts: FileFacts | None = None
-    scanner: Mapping[str, str] = field(default_factory=dict)
-    native: Thumbnail | None = None
-    network: Thumbnail | None = None
-    augmented: Thumbnail | None = None
-    reasons: list[str] = field(default_factory=list)
-    measures: dict[str, float] = field(default_factory=dict)
-    before: FloatArray | None = None
-    after: FloatArray | None = None
-    coarse: npt.NDArray[np.float16] | None = None
-
-
 class Previewer:
     """Look at the rows of a cohort, one by one.
 
@@ -147,7 +107,7 @@ class Previewer:
     def _mask(self, row: Mapping[Any, Any]) -> Volume | None:
         cell = self._path(row, self.recipe.mask) if self.recipe.mask else ""
         try:
-            return read_volume(self.cohort.resolve(cell)) if cell else None
+            return replace(read_volume(self.cohort.resolve(cell)), source=cell) if cell else None
         except PreprocessingError:  # `fontanel verify` has a word on it; an input that needs it says so, too
             return None
 
@@ -161,10 +121,12 @@ class Previewer:
         view.facts = self.files[cell]
         view.scanner = read_scanner(path, self.cohort.root)
         try:
-            scale = self.cohort.schema.column(view.column).scale or 1.0
-            return scaled(replace(read_volume(path), source=cell), scale)
+            column = self.cohort.schema.column(view.column)
+            return scaled(replace(read_volume(path, column.volume), source=cell), column.scale or 1.0)
         except PreprocessingError as error:
-            view.reasons.append(str(error).replace(str(path), cell))
+            # Names of files are the table's own; those in a folder of DICOM are not, and may be a patient's.
+            why = "the series cannot be read" if path.is_dir() else str(error).replace(str(path), cell)
+            view.reasons.append(f"{view.column}: {why.removesuffix('.')}.")
             return None
 
     def _show_file(self, view: ChannelView, volume: Volume, mask: Volume | None) -> None:
@@ -173,18 +135,7 @@ class Previewer:
         canonical = _displayed(volume, volume)
         inside = self._foreground(volume, mask)
         view.native = draw(canonical, window_of(canonical.data), mask)
-        values = volume.data[0][inside]
-        if values.size < 2:
-            return
-        size = float(np.prod(voxel_sizes(volume.affine)))
-        view.before = quantiles(values)
-        low, median, high = np.interp((0.25, 0.5, 0.75), LEVELS, view.before)
-        view.measures |= {
-            "voxel_volume": size,
-            "foreground_volume": values.size * size / MM3_PER_ML,
-            "intensity": float(median),
-            "spread": float(high - low),
-        }
+        measure_file(view, volume, inside)
 
     def _show_input(
         self, group: Sequence[tuple[ChannelView, Volume | None]], mask: Volume | None, row: Mapping[Any, Any]
@@ -254,66 +205,6 @@ class Previewer:
         assert known is not None  # the preprocessing would have refused
         marked = Volume((known.data != 0).astype(np.float32), known.affine) if rule == "nonzero" else known
         return sample_mask(marked, half.data.shape[1:], half.affine)
-
-
-def compare(rows: Sequence[Sequence[ChannelView]], sites: Sequence[str]) -> None:
-    """Measure how alike each image is to the median image of its column, once all were looked at.
-
-    Args:
-        rows: What `Previewer.look` returned of each row.
-        sites: Site of each.
-    """
-    for views in zip(*rows, strict=True):
-        known = [(view, view.coarse, site) for view, site in zip(views, sites, strict=True) if view.coarse is not None]
-        if known:
-            alike = similarity(np.stack([coarse for _, coarse, _ in known]), [site for _, _, site in known])
-            for (view, _, _), value in zip(known, alike, strict=True):
-                view.measures[SIMILARITY] = float(value)
-
-
-def quantiles(values: npt.NDArray[Any]) -> FloatArray:
-    """Return the quantiles `LEVELS` of values."""
-    found: FloatArray = np.quantile(thin_out(values).astype(np.float64), LEVELS)
-    return found
-
-
-def measure_input(view: ChannelView, volume: Volume, channel: int, inside: BoolArray) -> None:
-    """Take the measures of what the network is given.
-
-    Args:
-        view: Where they are written.
-        volume: What the network is given.
-        channel: Which of its channels.
-        inside: Its foreground.
-    """
-    data = volume.data[channel].astype(np.float32)
-    values = data[inside]
-    if values.size < 2:
-        return
-    view.after = quantiles(values)
-    low, quarter, median, third, high = np.interp((0.05, 0.25, 0.5, 0.75, 0.95), LEVELS, view.after)
-    view.coarse = _coarse(data)
-    if high > low:
-        view.measures["skew"] = float((high + low - 2 * median) / (high - low))
-    if third > quarter:
-        view.measures["roughness"] = float(_neighbour_difference(data, inside) / (third - quarter))
-
-
-def _neighbour_difference(data: npt.NDArray[np.float32], inside: BoolArray) -> float:
-    """Return the mean absolute difference between neighbours that are both in the foreground."""
-    total, count = 0.0, 0
-    for axis in range(3):
-        pairs = np.delete(inside, 0, axis) & np.delete(inside, -1, axis)
-        total += float(np.abs(np.diff(data, axis=axis)[pairs]).sum(dtype=np.float64))
-        count += int(pairs.sum())
-    return total / max(count, 1)
-
-
-def _coarse(data: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    depth, height, width = (min(length, COARSE) for length in data.shape)
-    pooled = torch.nn.functional.adaptive_avg_pool3d(torch.from_numpy(data)[None], (depth, height, width))
-    coarse: npt.NDArray[np.float16] = pooled.numpy().reshape(-1).astype(np.float16)  # a copy: thousands are kept
-    return coarse
 
 
 def _displayed(volume: Volume, native: Volume, channel: int = 0) -> Canonical:

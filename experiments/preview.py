@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datamodules.channel_view import ChannelView
     from datamodules.cohort import Cohort
     from datamodules.inspection import FileFacts
-    from datamodules.preview import ChannelView, Recipe
+    from datamodules.preview import Recipe
     from datamodules.problems import Problem
     from evaluation.contact_sheet import Card
 
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="fit file whose images, preprocessing and augmentation are shown; later files and words win",
+        help="fit or study file whose images, preprocessing and augmentation are shown; later files and words win",
     )
     parser.add_argument(
         "--output", type=Path, default=Path(OUTPUT), metavar="FILE", help=f"page to write (default: {OUTPUT})"
@@ -127,7 +128,8 @@ def gather(arguments: argparse.Namespace) -> Material:
 
 def look(material: Material) -> list[list["ChannelView"]]:
     """Return what is shown of each image of every row, one row in memory at a time."""
-    from datamodules.preview import Previewer, compare
+    from datamodules.channel_view import compare
+    from datamodules.preview import Previewer
     from tracking.progress import progress
 
     previewer = Previewer(material.cohort, material.files, material.recipe)
@@ -180,8 +182,10 @@ def _configured(arguments: argparse.Namespace) -> "Recipe":
     """Return what a configuration does to images; the table is the given one, and needs no manifest."""
     from datamodules.preview import Recipe
     from experiments.runtime import FontanelCLI
+    from experiments.study import read_study
 
-    words = [word for name in arguments.config for word in ("--config", name)]
+    files = [*arguments.config[:-1], str(read_study(Path(arguments.config[-1])).base)]
+    words = [word for name in files for word in ("--config", name)]
     words += [*arguments.rest, "--data.table", str(arguments.table), "--data.allow_unverified", "true"]
     if arguments.root is not None:
         words += ["--data.root", str(arguments.root)]

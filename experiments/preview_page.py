@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from datamodules.cells import shorten
+from datamodules.channel_view import ChannelView
 from datamodules.cohort import Cohort
 from datamodules.preprocessing import Preprocessing
-from datamodules.preview import ChannelView
 from datamodules.schema import Column
 from evaluation.contact_sheet import Card, Channel, Header, Sheet, write_sheet
 from evaluation.figures.intensities import Intensities, intensities_by_site
@@ -144,7 +144,8 @@ def _steps(material: Material) -> list[str]:
     if data is None:
         given = f"{listed}: each image by itself, by the default preprocessing, as no configuration was named."
         return [given, _preprocessing_text(recipe.preprocessing), "No augmentation: a configuration would name it."]
-    steps = [f"{listed}, together, as {material.source} has it.", _preprocessing_text(recipe.preprocessing)]
+    together = " together" if len(recipe.images) > 1 else ""
+    steps = [f"{listed}{together}, as {material.source} has it.", _preprocessing_text(recipe.preprocessing)]
     if data.rows is not None:
         steps.append(f"Only rows for which {data.rows}.")
     if data.harmonisation != "none":

@@ -69,6 +69,7 @@ def density(quantiles: ArrayLike, edges: FloatArray) -> FloatArray:
 def _draw(axes: Axes, panel: Intensities) -> None:
     sites = {site: np.asarray(images, dtype=np.float64) for site, images in panel.by_site.items() if len(images)}  # type: ignore[arg-type]
     axes.set_xlabel(panel.label)
+    axes.set_ylabel("Density")
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
