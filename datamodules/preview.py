@@ -22,6 +22,7 @@ from datamodules.preprocessing import Preprocessing, PreprocessingError, Volume,
 from datamodules.scanner import read_scanner
 from datamodules.slices import BoolArray, Canonical, draw, sample_mask, window_of
 
+SLICE_PIXELS = 128  # of the edge of a single slice, without a configuration
 EPOCH = 0  # of which the augmentation is shown
 ZSCORE_WINDOW = (-3.0, 3.0)
 
@@ -50,12 +51,19 @@ class Recipe:
         return cls(tuple(datamodule.images), datamodule.mask, datamodule.preprocessing, True, datamodule)
 
     @classmethod
-    def of_table(cls, cohort: Cohort) -> "Recipe":
-        """Return the default: each image of a table by itself, and its first mask outlined."""
+    def of_table(cls, cohort: Cohort, files: Mapping[str, FileFacts]) -> "Recipe":
+        """Return the default: each image of a table by itself, and its first mask outlined.
+
+        Args:
+            cohort: The table.
+            files: What each file holds, by its path in the table.
+        """
         present = [column for column in cohort.schema.columns if column.name in cohort.frame]
         images = tuple(column.name for column in present if column.role == "image")
         masks = sorted((one for one in present if one.kind == "path"), key=lambda one: one.role != "mask")
-        return cls(images, next((one.name for one in masks if one.role in ("mask", "target")), None))
+        known = [files[cell] for column in images for cell in cohort.frame[column] if cell in files]
+        mask = next((one.name for one in masks if one.role in ("mask", "target")), None)
+        return cls(images, mask, default_preprocessing(known))
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -66,6 +74,29 @@ class Recipe:
     def augments(self) -> bool:
         """Whether training images are changed at random."""
         return self.augmentation is not None or (self.datamodule is not None and self.datamodule.transform is not None)
+
+
+def default_preprocessing(files: Sequence[FileFacts]) -> Preprocessing:
+    """Return what is done without a configuration: what a datamodule does by default, or its like for single slices.
+
+    Args:
+        files: What the images hold.
+    """
+    across = {_slice_axis(facts) for facts in files}
+    axis = across.pop() if len(across) == 1 else None
+    if axis is None:
+        return Preprocessing()
+    sizes = [max(np.multiply(facts.shape[:2], facts.spacing[:2]), default=1.0) for facts in files]
+    spacing, shape = [float(np.median(sizes)) / SLICE_PIXELS] * 3, [SLICE_PIXELS] * 3
+    spacing[axis], shape[axis] = 1.0, 1
+    return Preprocessing(spacing=(spacing[0], spacing[1], spacing[2]), shape=(shape[0], shape[1], shape[2]))
+
+
+def _slice_axis(facts: FileFacts) -> int | None:
+    """Return the axis (right, front, up) that a single slice lies across; None for other images."""
+    if len(facts.shape) > 3 or any(size > 1 for size in facts.shape[2:]):
+        return None
+    return next((axis for axis, ends in enumerate(("LR", "PA", "IS")) if facts.orientation[2:3] in ends), None)
 
 
 class Previewer:

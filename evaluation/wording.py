@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from evaluation.estimate import Estimate
 
 MINUS = "\N{MINUS SIGN}"
-TIMES = " \N{MULTIPLICATION SIGN} "
+TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
 
 
 def number_text(value: float, digits: int = 2) -> str:

@@ -6,7 +6,7 @@ roughness, similarity to the median image), and the page says by which it stands
 header and `fontanel verify` say about it; the sites are compared by their intensities. Examples:
 
   fontanel preview cohort.tsv                                       by the default preprocessing, each image by itself
-  fontanel preview cohort.tsv --config study.yaml                   what this study's network is given
+  fontanel preview cohort.tsv --config fit.yaml                     what this configuration gives its network
   fontanel preview cohort.tsv --config study.yaml --data.rows 'age > 60'
   fontanel preview cohort.tsv --output pages/cohort.html --json > scores.json
 
@@ -95,11 +95,9 @@ class Material:
 def gather(arguments: argparse.Namespace) -> Material:
     """Read table and configuration, and verify the files unless a manifest still describes them."""
     from datamodules.cohort import CohortError, check_table
-    from datamodules.manifest import known_manifest
     from datamodules.preview import Recipe
     from datamodules.selection import require_columns, select_rows
-    from datamodules.verify import verify_cohort
-    from experiments.verify import file_counter, guess_notice
+    from experiments.verify import guess_notice
 
     recipe = _configured(arguments) if arguments.config else None
     data = None if recipe is None else recipe.datamodule
@@ -109,21 +107,29 @@ def gather(arguments: argparse.Namespace) -> Material:
         raise CohortError.of(arguments.table.name, problems)
     if cohort.schema.guessed:
         sys.stderr.write(f"fontanel: {guess_notice(cohort)}\n")
-    if recipe is None:
-        recipe = Recipe.of_table(cohort)
-        if not recipe.images:
-            raise CohortError.of(arguments.table.name, problems)
-    else:
+    if recipe is not None:
         require_columns(cohort, files=[*recipe.images, *filter(None, [recipe.mask])], targets=[], covariates=[])
-    if (manifest := known_manifest(cohort)) is not None:
-        files, problems = manifest.files, list(manifest.problems)
-    else:
-        with file_counter() as on_file:
-            verification = verify_cohort(arguments.table, root=root, on_file=on_file)
-        files, problems = verification.files, list(verification.problems)
+    files, findings = _verified(cohort, arguments.table, root)
+    if recipe is None:
+        recipe = Recipe.of_table(cohort, files)
+        if not recipe.images:
+            raise CohortError.of(arguments.table.name, findings)
     if data is not None and data.rows is not None:
         cohort = select_rows([cohort], data.rows)[0]
-    return Material(cohort, recipe, files, problems, " ".join(Path(name).name for name in arguments.config))
+    return Material(cohort, recipe, files, findings, " ".join(Path(name).name for name in arguments.config))
+
+
+def _verified(cohort: "Cohort", table: Path, root: Path | None) -> "tuple[Mapping[str, FileFacts], Sequence[Problem]]":
+    """Return what each file holds and what is wrong: from the manifest while it is true, else all files are read."""
+    from datamodules.manifest import known_manifest
+    from datamodules.verify import verify_cohort
+    from experiments.verify import file_counter
+
+    if (manifest := known_manifest(cohort)) is not None:
+        return manifest.files, manifest.problems
+    with file_counter() as on_file:
+        verification = verify_cohort(table, root=root, on_file=on_file)
+    return verification.files, verification.problems
 
 
 def look(material: Material) -> list[list["ChannelView"]]:

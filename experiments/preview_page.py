@@ -122,7 +122,7 @@ def _pictures(cohort: Cohort, views: Sequence[Sequence[ChannelView]], cards: Seq
                 intensities_by_site(panels),
                 f"Distributions of the intensities of {column} by site, in the file and after preprocessing, {number}",
                 f"Intensities of the foreground of {column} by site: in the file (left) and as the network is given "
-                "them (right). Every image counts alike; n is the number of images.",
+                "them (right). Every image counts alike; n is the number of images. Smoothed over three bins.",
                 "full",
             )
         )
@@ -158,7 +158,9 @@ def _steps(material: Material) -> list[str]:
 def _preprocessing_text(preprocessing: Preprocessing) -> str:
     size = TIMES.join(map(str, preprocessing.shape))
     spacing = preprocessing.spacing
-    voxel = "of the image's own size" if spacing is None else "of " + TIMES.join(f"{one:g}" for one in spacing) + " mm"
+    voxel = (
+        "of the image's own size" if spacing is None else "of " + TIMES.join(f"{one:.3g}" for one in spacing) + " mm"
+    )
     kinds = (
         [preprocessing.normalisation] if isinstance(preprocessing.normalisation, str) else preprocessing.normalisation
     )

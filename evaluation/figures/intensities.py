@@ -81,7 +81,7 @@ def _draw(axes: Axes, panel: Intensities) -> None:
     order = sorted(sites, key=lambda site: -len(sites[site]))
     named = order if len(order) <= len(COLOURS) else order[: len(COLOURS) - 1]
     for number, site in enumerate(order):
-        drawn = density(sites[site], edges)
+        drawn = _smooth(density(sites[site], edges))
         if site in named:
             text = f"{site} (n = {len(sites[site])})"
             colour, dash = COLOURS[number], DASHES[number % len(DASHES)]
@@ -93,6 +93,12 @@ def _draw(axes: Axes, panel: Intensities) -> None:
             axes.plot(middles, drawn, color=NOISE, linewidth=0.7, alpha=0.6, label=text if first else None)
     axes.set_ylim(bottom=0)
     axes.set_xlim(edges[0], edges[-1])
+
+
+def _smooth(drawn: FloatArray) -> FloatArray:
+    """Return the running mean of three bins, the middle one counting double: whole numbers fill bins unevenly."""
+    smoothed: FloatArray = np.convolve(np.pad(drawn, 1, mode="edge"), (0.25, 0.5, 0.25), mode="valid")
+    return smoothed
 
 
 def _edges(sites: Sequence[FloatArray]) -> FloatArray:
