@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from experiments.cli import main
 from tracking.contract import read_contract
 from tracking.store import Store
 
@@ -19,7 +20,7 @@ STUDY = {
     "base": str(CONF / "outcome_classification.yaml"),
     "protocol": "external",
     "external_sites": ["west"],
-    "arms": {"scratch": {}, "age-only": {"baseline": ["age"]}},
+    "arms": {"scratch": {}},
     "slurm": {"time": 10, "cpus_per_task": 1},
 }
 
@@ -53,7 +54,7 @@ def test_a_job_that_has_to_make_room_goes_on_in_the_same_run_to_the_same_result(
     plain, output = tmp_path / "plain", tmp_path / "cluster"
     for folder in (plain, output):
         make_database(folder)
-    assert commands.run_all(words(plain, tiny_cohort), 1, tmp_path / "plain.log") == [0]
+    assert main(words(plain, tiny_cohort, "--launcher", "inline")) == 0
     there = {"SLURM_CONF": str(cluster / "slurm.conf")}
     pid = commands.start(words(output, tiny_cohort, "--launcher", "slurm"), tmp_path / "log", there)
     commands.wait_for("runs/*/checkpoints/step-*.ckpt", output, pid)
@@ -92,6 +93,7 @@ def test_two_tasks_of_srun_train_one_run(cluster, tiny_cohort, tmp_path, make_da
     make_database(tmp_path)
     words = ["fit", "--config", str(CONF / "brain_age_regression.yaml"), "--data.table", str(tiny_cohort)]
     words += ["--output-dir", str(tmp_path), "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    words += ["--trainer.max_epochs", "1"]
     command = ["srun", "--ntasks=2", "--ntasks-per-node=2", sys.executable, "-m", "experiments.cli", *words]
     done = subprocess.run(
         command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, encoding="utf-8", check=False

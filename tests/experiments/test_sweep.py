@@ -105,7 +105,7 @@ def test_a_dry_run_checks_and_trains_nothing(tiny_cohort, tmp_path, capsys):
     assert not (tmp_path / "sweeps").exists()
 
 
-@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_worker_that_is_killed_leaves_nothing_running_and_its_trial_goes_on(
     num_devices, tiny_cohort, tmp_path, make_database, commands
 ):
