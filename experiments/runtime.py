@@ -240,6 +240,7 @@ def restore(reference: str, words: Sequence[str], store: Store, scratch: Path) -
     """
     checkpoint = locate_checkpoint(reference, store)
     contract = read_contract(checkpoint)
+    contract = contract.with_paths(store.folder(contract.run_id))  # a copy elsewhere does not lie beside them
     folds = scratch / "folds.json"
     folds.write_text(contract.split_json, encoding="utf-8")
     alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
