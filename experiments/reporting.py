@@ -43,7 +43,9 @@ SUBGROUP_REPLICATES = 300
 PARTICIPANT = ["dataset", "participant_id"]
 
 
-def write_run_report(store: "Store", run_id: str, path: Path, home: Path | None = None) -> Path:
+def write_run_report(
+    store: "Store", run_id: str, path: Path, home: Path | None = None, *, with_images: bool = True
+) -> Path:
     """Render the report of a run, or of the parent of a cross-validation, from its artifacts and metrics.
 
     Args:
@@ -51,6 +53,7 @@ def write_run_report(store: "Store", run_id: str, path: Path, home: Path | None 
         run_id: MLflow's id.
         path: File to write.
         home: Folder of the key, for the form that may be sent away; None for the whole report.
+        with_images: Whether saliency maps over images of participants are shown.
     """
     run = store.client.get_run(run_id)
     study = store.client.get_experiment(run.info.experiment_id).name
@@ -72,7 +75,9 @@ def write_run_report(store: "Store", run_id: str, path: Path, home: Path | None 
         environment=read_json(store.download(run_id, "environment.json")),
         history=history(store, run_id),
         published=published_values(study),
-        saliency=saliency_pictures(store, [(run_id, run.info.run_name)] if SALIENCY_TAG in run.data.tags else []),
+        saliency=saliency_pictures(store, [(run_id, run.info.run_name)])
+        if with_images and SALIENCY_TAG in run.data.tags
+        else [],
         phantom=bool(cohort["phantom"]),
     )
     return _write(render_report, _predictions(store, run_id), context, path, home)
@@ -174,7 +179,9 @@ def _context_of(
         published=published_values(study.name),
         config_yaml=hide_paths_yaml(redact_yaml((workplan.folder / BASE).read_text(encoding="utf-8"))),
         environment=environment_facts(),
-        saliency=saliency_pictures(store, _explained_children(store, parent_run_id)),
+        saliency=saliency_pictures(store, _explained_children(store, parent_run_id))
+        if store.sends_images(parent_run_id)
+        else [],
         phantom=bool(facts["phantom"]),
         unit=data.target_unit(target) if workplan.task == "regression" else None,
     )
@@ -277,9 +284,12 @@ def saliency_pictures(store: "Store", runs: Sequence[tuple[str, str]]) -> list[P
     """
     from experiments import saliency
 
-    return [
-        picture for run_id, name in runs for picture in saliency.pictures(store.download(run_id, saliency.FOLDER), name)
-    ]
+    found = []
+    for run_id, name in runs:
+        own = store.folder(run_id) / saliency.FOLDER
+        folder = own if (own / saliency.TABLE).is_file() else store.download(run_id, saliency.FOLDER)
+        found += saliency.pictures(folder, name)
+    return found
 
 
 def _explained_children(store: "Store", run_id: str) -> list[tuple[str, str]]:

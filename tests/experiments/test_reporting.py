@@ -43,6 +43,12 @@ class Folder:
     def log_artifact(self, run_id, path):
         (self.path(run_id) / path.name).write_bytes(path.read_bytes())
 
+    def folder(self, run_id):
+        return self.root / "runs" / run_id
+
+    def sends_images(self, run_id):
+        return True
+
     def list_artifacts(self, run_id):
         return [SimpleNamespace(path=path.name) for path in self.path(run_id).iterdir()]
 
