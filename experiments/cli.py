@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 the input or the result is bad, 2 wrong usage, 130 interrupted.
     """
     warnings.formatwarning = format_warning
+    if argv is None:
+        # The processes that this one starts do not look for modules where it was typed: `experiments` may be there.
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -23,6 +23,7 @@ from datamodules.base import BaseDataModule
 from experiments.cli import WRONG_USAGE, format_warning
 from experiments.epochs import LiveProgressBar, PlainProgressBar
 from experiments.leakage import read_pretraining, seen_participants
+from experiments.own_code import find_own_code
 from experiments.usage import explain
 from lightning_modules.base import BaseModule
 from tracking.checkpoints import AtomicCheckpointIO
@@ -87,6 +88,7 @@ class FontanelCLI(LightningCLI):
     """
 
     def __init__(self, words: Sequence[str]) -> None:
+        find_own_code()
         super().__init__(
             BaseModule,
             BaseDataModule,

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 _NOT_ACCEPTED = re.compile(r"Option '([\w.]+)' is not accepted")
 _CLASS = re.compile(r"class_path '([\w.]+)'")
 _UNKNOWN = re.compile(r"unrecognized arguments: (\S+)")
+_ABSENT = re.compile(r"class_path '([\w.]+)':\s*No module named '([\w.]+)'")
 _KEY = re.compile(r'Parser key "([\w.]+)":\s*(.*)', re.DOTALL)
 _NOISE = re.compile(
     r"\s*Given value type:.*|Does not validate against any of the Union subtypes\s*Subtypes: .*?\n\s*Errors:"
@@ -29,9 +30,16 @@ def explain(message: str, sections: Iterable[str]) -> str:
         "A configuration has no argument '--modle.width'. Did you mean '--model.width'?"
         >>> explain('Parser key "seed":\n  Expected an int. Got value: x', [])
         'seed: Expected an int. Got value: x.'
+        >>> explain("Problem with given class_path 'mylab.nets.Foo': No module named 'mylab'", []).partition(".")[0]
+        "There is no module 'mylab', which the class mylab"
     """
     if found := _UNKNOWN.search(message):
         return f"A configuration has no argument '{found[1]}'.{_meant(found[1], sections)}"
+    if found := _ABSENT.search(message):
+        return (
+            f"There is no module '{found[2]}', which the class {found[1]} should come from. Classes of your own are "
+            "looked for in the folder where the command is typed, and among what is installed."
+        )
     if found := _NOT_ACCEPTED.search(message):
         owner = (_CLASS.findall(message[: found.start()]) or [""])[-1]
         return f"{owner or 'The configuration'} has no argument '{found[1]}'.{_closest(found[1], _arguments(owner))}"

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiments.cli import main
 from tracking.store import Store
@@ -27,6 +28,54 @@ def fitted(tiny_cohort, tmp_path_factory):
     assert main(words) == 0
     store = Store(f"sqlite:///{output / 'mlflow.db'}", output)
     return output, store.find_run("scratch-holdout-0-r0-s3").run_id
+
+
+LAB = {
+    "mylab/nets.py": """
+from lightning_modules.networks import Encoder
+from mylab.blocks import patches
+
+
+class Foo(Encoder):
+    def __init__(self, in_channels: int = 1, num_outputs: int = 1) -> None:
+        super().__init__(in_channels, num_features=4, num_outputs=num_outputs, minimum_size=(8, 8, 8))
+        self.stem = patches(in_channels)
+
+    def forward_features(self, image):
+        return self.stem(image).relu()
+""",
+    "mylab/blocks.py": """
+from torch import nn
+
+
+def patches(in_channels):
+    return nn.Conv3d(in_channels, 4, kernel_size=8, stride=8)
+""",
+    "mylab/data.py": """
+from datamodules import BrainAgeDataModule
+
+
+class MyDataModule(BrainAgeDataModule):
+    pass
+""",
+    "evaluation.py": "raise RuntimeError('This is a script of the lab.')",
+    "experiments/notes.py": "raise RuntimeError('This is a script of the lab.')",
+    "tracking/__init__.py": "raise RuntimeError('This is a script of the lab.')",
+}
+
+
+@pytest.fixture(scope="session")
+def lab_folder(tmp_path_factory):
+    """A folder with a lab's own classes, a configuration that names them, and scripts that are called as ours are."""
+    folder = tmp_path_factory.mktemp("lab")
+    for name, text in LAB.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    config["model"]["init_args"]["network"] = {"class_path": "mylab.nets.Foo"}
+    config["data"]["class_path"] = "mylab.data.MyDataModule"
+    (folder / "lab.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +147,7 @@ class Commands:
 
     def close(self):
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
         self.process.stdout.close()
 
     def _ask(self, request):

@@ -1,4 +1,4 @@
-"""Two machines that torchrun has started train one run, and predict every participant once."""
+"""Two machines that torchrun has started train one run of a lab's own network, and predict every participant once."""
 
 import os
 import subprocess
@@ -11,22 +11,24 @@ from evaluation.predictions import read_predictions
 from tracking.server import HOST, free_port
 from tracking.store import Store
 
-ROOT = Path(__file__).parents[2]
+FONTANEL = Path(sys.executable).with_name("fontanel")
 NODES = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
 
 
-def on_two_nodes(words, folder, name):
-    """Run a command as torchrun starts it on two machines, one process each, and return what both said."""
+def on_two_nodes(words, place, folder, name):
+    """Run a command in a place as torchrun starts it on two machines, one process each, and return what both said."""
     start = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     start += ["--master-addr", HOST, "--master-port", str(free_port(HOST, 0))]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     logs = [folder / f"{name}-{node}.log" for node in range(2)]
     processes = []
     try:
         for node, log in enumerate(logs):
-            command = [*start, "--node-rank", str(node), "-m", "experiments.cli", *words]
+            command = [*start, "--node-rank", str(node), "--no-python", FONTANEL, *words]
             with log.open("w") as file:
-                processes.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+                processes.append(
+                    subprocess.Popen(command, cwd=place, env=environment, stdout=file, stderr=subprocess.STDOUT)
+                )
         codes = [process.wait(240) for process in processes]
     finally:
         for process in processes:
@@ -37,11 +39,11 @@ def on_two_nodes(words, folder, name):
 
 
 @pytest.mark.timeout(600)
-def test_two_nodes_make_one_run_and_predict_each_participant_once(tiny_cohort, tmp_path, make_database):
+def test_two_nodes_make_one_run_and_predict_each_participant_once(lab_folder, tiny_cohort, tmp_path, make_database):
     make_database(tmp_path)
-    words = ["fit", "--config", str(ROOT / "tests" / "conf" / "brain_age_regression.yaml"), *NODES]
+    words = ["fit", "--config", "lab.yaml", *NODES]
     words += ["--data.table", str(tiny_cohort), "--output-dir", str(tmp_path)]
-    said = on_two_nodes(words, tmp_path, "fit")
+    said = on_two_nodes(words, lab_folder, tmp_path, "fit")
     assert sum(text.count("Next:") for text in said) == 1
     store = Store(f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path)
     (run,) = store.client.search_runs([study.experiment_id for study in store.client.search_experiments()])
@@ -50,6 +52,6 @@ def test_two_nodes_make_one_run_and_predict_each_participant_once(tiny_cohort, t
     for node in range(2):
         assert run.data.metrics[f"system/node_{node}/system_memory_usage_megabytes"] > 0
     words = ["predict", run.info.run_id, "--data.table", str(tiny_cohort), "--output", str(tmp_path / "predicted")]
-    said = on_two_nodes([*words, "--output-dir", str(tmp_path), *NODES], tmp_path, "predict")
+    said = on_two_nodes([*words, "--output-dir", str(tmp_path), *NODES], lab_folder, tmp_path, "predict")
     rows = read_predictions(tmp_path / "predicted" / "predictions.parquet")
     assert len(rows) == rows["participant_id"].nunique() == 30
