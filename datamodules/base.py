@@ -41,11 +41,12 @@ from datamodules.controls import permute_targets
 from datamodules.dataset import CohortDataset, CohortLoader, KeySampler, Sample, collate
 from datamodules.facts import count_samples, describe_cohorts
 from datamodules.harmonisation import Harmonisation, HarmonisedDataModule
+from datamodules.inspection import inspect_image
 from datamodules.preprocessing import Affine, Preprocessing, read_volume, to_native
 from datamodules.samples import list_samples
 from datamodules.selection import read_cohorts, require_columns, select_rows, tabulate
 from datamodules.splits import Split, holdout_split
-from datamodules.verify import check_manifest
+from datamodules.verify import Limits, check_manifest
 from evaluation.parts import HELD_OUT
 from tracking.progress import progress, silent
 
@@ -56,8 +57,8 @@ class BaseDataModule(HarmonisedDataModule):
     """Read, check, split, cache and batch a cohort; a dataset is a subclass that sets defaults.
 
     Args:
-        table: Cohort table (.tsv or .csv, or a folder of BIDS or BONBID-HIE) with its sidecar; several are read as one
-            cohort, each a dataset of its own.
+        table: Cohort table (.tsv or .csv, or a folder in a layout such as BIDS) with its sidecar; several are read as
+            one cohort, each a dataset of its own.
         images: Image columns, in the order of the channels.
         targets: Target columns that are read into the batch; an image that misses all of them is not trained on.
         mask: Column with the foreground mask, if there is one.
@@ -219,7 +220,7 @@ class BaseDataModule(HarmonisedDataModule):
         known = split.part_of(key)
         if known is None and key in self.seen_participants:
             return "train"
-        if known is None and self.seen_images and self.seen_images.intersection(self.image_hashes(sample)):
+        if known is None and self.seen_images and self.seen_images.intersection(self._known_hashes(sample)):
             return "train"  # the same scan under another name
         return known
 
@@ -228,6 +229,13 @@ class BaseDataModule(HarmonisedDataModule):
         if sample.files.sha256s is not None:
             return sample.files.sha256s[: len(sample.files.images)]
         return tuple(self.cache.content_hash(path) for path in sample.files.images)
+
+    def _known_hashes(self, sample: Sample) -> set[str]:
+        """Return every hash that a training may have recorded of a sample: a folder has another one in a manifest."""
+        folders = [path for path in sample.files.images if path.is_dir()]
+        series = [inspect_image(path, path.parent, Limits()).facts for path in folders]
+        by_cache = (self.cache.content_hash(path) for path in folders)
+        return {*self.image_hashes(sample), *by_cache, *(facts.sha256 for facts in series if facts is not None)}
 
     def _require_columns(self, cohort: Cohort) -> None:
         require_columns(
@@ -397,9 +405,9 @@ class BaseDataModule(HarmonisedDataModule):
     def to_native(self, array: np.ndarray, sample: Sample, *, order: Literal[0, 1] = 1) -> np.ndarray:
         """Resample a map (D, H, W) of what an evaluation sees to the grid of the participant's own first image."""
         files = sample.files
-        cached = self.cache.get(files.images, files.mask, files.sha256s, files.scales)
+        cached = self.cache.load(files)
         affine = cached.affine @ self._window_shift(cached.array.shape[1:])
-        native = read_volume(files.images[0])
+        native = read_volume(*files.channels[0])
         return to_native(array, affine, native.data.shape[1:], native.affine, order=order)
 
     def data_contract(self) -> dict[str, Any]:

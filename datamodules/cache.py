@@ -48,12 +48,19 @@ class ImageFiles:
         mask: Foreground mask, where the preprocessing uses one.
         sha256s: Content hashes of the images, then of the mask, where a manifest already knows them.
         scales: What the voxels of each image are multiplied by when it is read; as they are by default.
+        volumes: Which volume of each 4D image, counted from 0; None for those with three axes, as all are by default.
     """
 
     images: tuple[Path, ...]
     mask: Path | None = None
     sha256s: tuple[str, ...] | None = None
     scales: tuple[float, ...] | None = None
+    volumes: tuple[int | None, ...] | None = None
+
+    @property
+    def channels(self) -> list[tuple[Path, int | None]]:
+        """The file of each channel, and which of its volumes."""
+        return list(zip(self.images, self.volumes or (None,) * len(self.images), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,39 +100,50 @@ class VolumeCache:
         self.preprocessing = preprocessing
         self._known: dict[str, tuple[EntryFacts, float]] = {}  # of entries checked here, and when last marked as used
 
-    def key(self, sha256s: Sequence[str], scales: Sequence[float] | None = None) -> str:
+    def key(
+        self,
+        sha256s: Sequence[str],
+        scales: Sequence[float] | None = None,
+        volumes: Sequence[int | None] | None = None,
+    ) -> str:
         """Return the name of an entry.
 
         Args:
             sha256s: Content hashes of the images in order, then of the mask where the foreground is "mask".
             scales: What the voxels of each image are multiplied by; as they are by default.
+            volumes: Which volume of each 4D image.
         """
-        return hashlib.sha256(json.dumps(self._recipe(sha256s, scales), sort_keys=True).encode()).hexdigest()
+        recipe = self._recipe(sha256s, scales, volumes)
+        return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+    def load(self, files: ImageFiles) -> CachedVolume:
+        """Open the entry of a sample's files, computing it first where it is missing or damaged.
+
+        Raises:
+            PreprocessingError: An image cannot be read or preprocessed.
+        """
+        cached = self._fetch(files)
+        if not cached.hit:
+            keep_limit(self.folder, cached.array.nbytes)
+        return cached
 
     def get(
         self,
         images: Sequence[Path],
         mask: Path | None = None,
         sha256s: Sequence[str] | None = None,
-        scales: Sequence[float] | None = None,
     ) -> CachedVolume:
-        """Open an entry, computing it first where it is missing or damaged.
+        """Open the entry of images that are taken as they are, computing it first where it is missing or damaged.
 
         Args:
             images: One file per channel; the first sets the grid.
             mask: Foreground mask, read only where the foreground is "mask".
             sha256s: Content hashes of the images, then of the mask; else the files are hashed.
-            scales: What the voxels of each image are multiplied by; as they are by default.
 
         Raises:
             PreprocessingError: An image cannot be read or preprocessed.
         """
-        hashes = None if sha256s is None else tuple(sha256s)
-        item = ImageFiles(tuple(images), mask, hashes, None if scales is None else tuple(scales))
-        cached = self._fetch(item)
-        if not cached.hit:
-            keep_limit(self.folder, cached.array.nbytes)
-        return cached
+        return self.load(ImageFiles(tuple(images), mask, None if sha256s is None else tuple(sha256s)))
 
     def build(
         self,
@@ -188,7 +206,7 @@ class VolumeCache:
 
     def _fetch(self, item: ImageFiles) -> CachedVolume:
         hashes = self._hashes(item)
-        key = self.key(hashes, item.scales)
+        key = self.key(hashes, item.scales, item.volumes)
         cached = self._open(key, hit=True)
         if cached is None:
             with self._lock(key):
@@ -200,10 +218,14 @@ class VolumeCache:
             raise PreprocessingError(f"{self._path(key)}: does not read back as it was written. Check the disk.")
         return cached
 
-    def _recipe(self, sha256s: Sequence[str], scales: Sequence[float] | None) -> dict[str, object]:
+    def _recipe(
+        self, sha256s: Sequence[str], scales: Sequence[float] | None, volumes: Sequence[int | None] | None
+    ) -> dict[str, object]:
         preprocessing = self.preprocessing.canonical()
         if scales is not None and any(scale != 1 for scale in scales):
             preprocessing["scale"] = "/".join(repr(float(scale)) for scale in scales)
+        if volumes is not None and any(volume is not None for volume in volumes):
+            preprocessing["volume"] = "/".join("-" if volume is None else str(volume) for volume in volumes)
         return {
             "sha256s": list(sha256s),
             "preprocessing": preprocessing,
@@ -257,7 +279,8 @@ class VolumeCache:
 
     def _compute(self, item: ImageFiles, hashes: list[str]) -> tuple[HalfArray, dict[str, object]]:
         scales = item.scales or (1.0,) * len(item.images)
-        images = [scaled(read_volume(path), scale) for path, scale in zip(item.images, scales, strict=True)]
+        channels = zip(item.channels, scales, strict=True)
+        images = [scaled(read_volume(path, volume), scale) for (path, volume), scale in channels]
         mask = self._mask(item)
         volume = self.preprocessing(images, None if mask is None else read_volume(mask))
         array = _to_half(volume)
@@ -267,7 +290,7 @@ class VolumeCache:
             "affine": volume.affine.tolist(),
             "native_shape": images[0].data.shape[1:],
             "native_affine": images[0].affine.tolist(),
-            **self._recipe(hashes, item.scales),
+            **self._recipe(hashes, item.scales, item.volumes),
         }
 
     def _write_entry(self, key: str, array: HalfArray, facts: dict[str, object]) -> None:
@@ -298,7 +321,7 @@ class VolumeCache:
 
     def _is_built(self, item: ImageFiles) -> bool:
         try:
-            key = self.key(self._hashes(item), item.scales)
+            key = self.key(self._hashes(item), item.scales, item.volumes)
             return self._open(key, hit=True, check_content=False) is not None
         except PreprocessingError:
             return False

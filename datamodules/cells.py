@@ -9,8 +9,8 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 import pandas as pd
 
-from datamodules.layouts import SAFE_NAME, RawTable
 from datamodules.problems import Problem, ProblemCode
+from datamodules.raw_table import SAFE_NAME, RawTable
 from datamodules.schema import NAMED_ROLES, RESERVED, Column, Schema, is_known, parse_number, schema_path, strip_suffix
 
 DERIVED = ("participant_id", "session_id", "site", "dataset")

@@ -1,7 +1,7 @@
 """The cohort table: who was scanned, where the images are, and what is known about each participant.
 
 A TSV or CSV file with one row per image set; beside it a sidecar says what the columns mean (`datamodules.schema`).
-BIDS folders, the table of BrainIAC and the folders of BONBID-HIE are read into the same frame (`datamodules.layouts`).
+Folders in the layout of BIDS, nnU-Net, BONBID-HIE, and others are read into the same frame (`datamodules.layouts`).
 All faults come at once.
 """
 
@@ -16,8 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from datamodules.cells import TableReader, escape_reason, shorten
-from datamodules.layouts import SAFE_NAME, RawTable, read_table
+from datamodules.layouts import read_table
 from datamodules.problems import CohortError, Problem, ProblemCode
+from datamodules.raw_table import SAFE_NAME, RawTable, Remark
 from datamodules.schema import NAMED_ROLES, Column, Kind, Role, Schema, schema_path
 
 __all__ = [
@@ -50,6 +51,9 @@ class Cohort:
             missing), and always `participant_id`, `session_id` ("" without), `site` ("unknown" without), `dataset`,
             `image_id` and `row` (1-based data row of the table).
         dataset: Name of the dataset of rows that name none themselves.
+        layout: The layout whose folder was used as the table; "" for a table file.
+        rows_sha256: Hash of the rows that were found in such a folder; None for a table file.
+        remarks: What the layout's reader has left out or noticed.
     """
 
     table: Path
@@ -57,15 +61,14 @@ class Cohort:
     schema: Schema
     frame: pd.DataFrame
     dataset: str
+    layout: str = ""
+    rows_sha256: str | None = None
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def sha256(self) -> str:
-        """Hash of the table; of the names in it where it is a folder of images."""
-        if self.table.is_dir():
-            content = "\n".join(sorted(file.name for file in self.table.iterdir())).encode()
-        else:
-            content = self.table.read_bytes()
-        return hashlib.sha256(content).hexdigest()
+        """Hash of the table; of the rows that were found where it is a folder."""
+        return self.rows_sha256 or hashlib.sha256(self.table.read_bytes()).hexdigest()
 
     def resolve(self, relative: str) -> Path:
         """Return the absolute path of an image of this cohort.
@@ -104,7 +107,7 @@ def read_cohort(
     """Read a cohort table; files are not opened (that is what `fontanel verify` does).
 
     Args:
-        table: A TSV or CSV file, or a folder of BIDS or BONBID-HIE.
+        table: A TSV or CSV file, or a folder in a known layout.
         schema: What the columns mean; from the sidecar by default, guessed without one.
         root: Folder that image paths are relative to; the table's own by default.
         dataset: Name of the dataset of rows that name none; the table's stem by default.
@@ -124,7 +127,7 @@ def check_table(
     """Read a cohort table and list its faults instead of raising them.
 
     Args:
-        table: A TSV or CSV file, or a folder of BIDS or BONBID-HIE.
+        table: A TSV or CSV file, or a folder in a known layout.
         schema: What the columns mean; from the sidecar by default, guessed without one.
         root: Folder that image paths are relative to; the table's own by default.
         dataset: Name of the dataset of rows that name none; the table's stem by default.
@@ -144,7 +147,10 @@ def check_table(
     if known.guessed and not known.of_role("image"):
         reader.problems.append(_no_images(raw))
     problems = sorted(reader.problems, key=lambda problem: problem.row or 0)
-    return (None if frame is None else Cohort(raw.path, folder, known, frame, name)), problems
+    if frame is None:
+        return None, problems
+    rows_sha256 = hashlib.sha256(raw.to_tsv().encode()).hexdigest() if raw.layout else None
+    return Cohort(raw.path, folder, known, frame, name, raw.layout, rows_sha256, raw.remarks), problems
 
 
 def _schema_of(raw: RawTable, root: Path) -> Schema:

@@ -67,8 +67,7 @@ class CohortDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         sample = self.samples[key.position]
-        files = sample.files
-        volume = self.cache.get(files.images, files.mask, files.sha256s, files.scales)
+        volume = self.cache.load(sample.files)
         image = torch.from_numpy(np.asarray(volume.array))
         return {
             "image": image if self.transform is None else self.transform(image, volume.affine, sample, key),

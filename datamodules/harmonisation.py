@@ -195,7 +195,12 @@ class HarmonisedDataModule(LightningDataModule):
             require_harmonisable(split)
 
     def _require_known_sites(self, split: Split) -> None:
-        """Refuse the split, and samples of this cohort from sites that its training does not have."""
+        """Refuse the split, and samples of this cohort from sites that its training does not have.
+
+        The split of a pack names nobody; there the fitted maps alone know the sites (`_require_harmonised`).
+        """
+        if not split.parts:
+            return
         self.require_harmonisable(split)
         if self.harmonisation == COMBAT:
             used = {sample.site for sample in self.samples if sample.split not in ("train", UNUSED)}
@@ -271,7 +276,7 @@ class HarmonisedDataModule(LightningDataModule):
             sample = self.samples[index]
             first.setdefault((participant_key(sample.dataset, sample.participant_id), sample.site), index)
         chosen = [self.samples[index] for index in first.values()]
-        volumes = [self.cache.get(s.files.images, s.files.mask, s.files.sha256s, s.files.scales).array for s in chosen]
+        volumes = [self.cache.load(sample.files).array for sample in chosen]
         table = _as_numbers(covariates.iloc[list(first.values())]) if self.harmonise_covariates else None
         names = [sample.site for sample in chosen]
         return SiteMaps.fit(volumes, names, table, self.harmonise_covariates, self.preprocessing)

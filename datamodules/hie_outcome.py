@@ -5,8 +5,8 @@ coefficient (`adc`, in 1e-3 mm2/s) and of its z-score against healthy newborns (
 normal). Cohorts in this form:
 
 - **BONBID-HIE** (doi 10.1038/s41597-024-03986-7, files 10.5281/zenodo.10602767, whose page has the licence): name the
-  folder that holds `1ADC_ss`, `2Z_ADC` and `3LABEL` as the table (`datamodules.bonbid`). Its files hold ADC in 1e-6
-  mm2/s and are brought to 1e-3 when they are read. The outcome is not among the public files: put it into
+  folder that holds `1ADC_ss`, `2Z_ADC` and `3LABEL` as the table (`datamodules.layouts.bonbid`). Its files hold
+  ADC in 1e-6 mm2/s and are brought to 1e-3 when they are read. The outcome is not among the public files: put it into
   `clinical.csv` in the same folder, with `participant_id`, `outcome` and whatever else is known.
 - Any cohort table with such columns; images that the study names otherwise are chosen with `images`.
 """

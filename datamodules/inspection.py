@@ -12,6 +12,7 @@ import numpy as np
 
 from datamodules.itk_files import scan_file, scan_series
 from datamodules.problems import CohortError, ProblemCode
+from datamodules.schema import strip_suffix
 from datamodules.streams import scan_volume
 from datamodules.voxels import Affine, Layout, Limits, VoxelScan, affine_fault
 
@@ -58,12 +59,14 @@ class Inspection:
 
     Args:
         facts: What it holds; None unless it could be read to its end.
+        shape: Voxels per axis as the header has them; () where it cannot be read.
         affine: Voxel index to RAS millimetres, (4, 4); None where it is unknown or unusable.
         constant: The value that every voxel has, if it is one.
         findings: What is wrong with it.
     """
 
     facts: FileFacts | None = None
+    shape: tuple[int, ...] = ()
     affine: Affine | None = None
     constant: float | None = None
     findings: list[Finding] = field(default_factory=list)
@@ -84,6 +87,7 @@ def inspect_image(path: Path, root: Path, limits: Limits) -> Inspection:
             raise CohortError.single("The file is empty. Copy or export it again.", "unreadable")
         if size > limits.max_file_bytes:
             raise CohortError.single(f"The file has {size / 2**30:.1f} GiB. Is it an image of one head?", "too_large")
+        _check_suffix(path)
         digest = hashlib.sha256()
         if path.is_dir():
             steps = scan_series(path, root, digest, limits)
@@ -125,10 +129,25 @@ def size_and_mtime(path: Path) -> tuple[int, int]:
     return sum(part.st_size for part in parts), max((part.st_mtime_ns for part in parts), default=0)
 
 
+def _check_suffix(path: Path) -> None:
+    """Refuse .Nii.Gz, which nibabel and ITK look for under other names.
+
+    Raises:
+        CohortError: When the suffix of a NIfTI or MGH file mixes upper and lower case.
+    """
+    suffix = path.name[len(strip_suffix(path.name)) :]
+    if suffix.casefold() in STREAMED and suffix not in (suffix.lower(), suffix.upper()):
+        message = f"The suffix {suffix} mixes upper and lower case. Rename the file to {suffix.lower()}."
+        raise CohortError.single(message, "unreadable")
+
+
 def _judge_layout(result: Inspection, layout: Layout, path: Path) -> None:
+    result.shape = layout.shape
     if len(layout.shape) != 3 and not (len(layout.shape) == 2 and path.suffix.casefold() == ".png"):
         axes = "x".join(map(str, layout.shape))
-        message = f"The image has {len(layout.shape)} axes ({axes}). Give each row one volume with three axes."
+        message = f"The image has {len(layout.shape)} axes ({axes}). Give each row one volume with three axes"
+        last = layout.shape[3] - 1 if len(layout.shape) == 4 else 0
+        message += f', or say in the sidecar which one the column means: "volume": 0 to {last}.' if last else "."
         result.findings.append(Finding("not_3d", message))
     fault = affine_fault(layout.affine)
     if fault:

@@ -16,6 +16,8 @@ import torchio as tio
 from nibabel.affines import apply_affine, from_matvec, voxel_sizes
 from nibabel.filebasedimages import ImageFileError
 
+from datamodules.itk_files import READERS
+
 FloatArray = npt.NDArray[np.float32]
 Affine = npt.NDArray[np.float64]
 Normalisation = Literal["zscore", "percentile", "none"]
@@ -52,11 +54,12 @@ def read_volume(path: Path, volume_index: int | None = None) -> Volume:
     the qform where the two disagree. SimpleITK turns NaN into 0: finding NaN is the work of `fontanel verify`.
 
     Args:
-        path: NIfTI, MetaImage, NRRD, MGH or DICOM file, or a folder that holds one DICOM series.
-        volume_index: Which volume of a 4D NIfTI file.
+        path: NIfTI, MetaImage, NRRD, MGH, PNG or DICOM file, or a folder that holds one DICOM series. An image with two
+            axes becomes a volume of one slice.
+        volume_index: Which volume of a file with four axes, counted from 0.
 
     Raises:
-        PreprocessingError: The file is missing, truncated, not an image, or not three-dimensional.
+        PreprocessingError: The file is missing, truncated, not an image, has no such volume, or no single one.
     """
     path = Path(path)
     if not path.exists():
@@ -65,7 +68,7 @@ def read_volume(path: Path, volume_index: int | None = None) -> Volume:
         if path.name.lower().endswith((".nii", ".nii.gz", ".mgz", ".mgh")):
             data, affine = _read_with_header(path, volume_index)
         else:
-            data, affine = _read_itk(path)
+            data, affine = _read_itk(path, volume_index)
     except (RuntimeError, OSError, EOFError, zlib.error, ImageFileError) as error:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise PreprocessingError(f"{path}: cannot be read ({reason}). Run `fontanel verify` on its table.") from error
@@ -82,11 +85,12 @@ def _read_with_header(path: Path, volume_index: int | None) -> tuple[FloatArray,
     shape, dtype = image.shape, image.get_data_dtype()
     if dtype.kind not in "iuf":
         raise PreprocessingError(f"{path}: voxels are of type {dtype}. Convert the image to integers or real numbers.")
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] > 1 and volume_index is None):
-        raise PreprocessingError(f"{path}: the shape is {shape}. Extract one 3D volume, or name it by its index.")
+    _check_volume(path, shape, volume_index)
     if isinstance(image, nib.Nifti1Image):
         _check_complete(path, image.dataobj.offset + int(np.prod(shape)) * dtype.itemsize)
     affine = np.asarray(image.affine, dtype=np.float64)
+    if len(shape) == 2:
+        return np.asarray(image.dataobj, dtype=np.float32)[..., np.newaxis], affine
     if len(shape) == 4:
         return np.asarray(image.dataobj[..., volume_index or 0], dtype=np.float32), affine
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -99,8 +103,44 @@ def _read_with_header(path: Path, volume_index: int | None) -> tuple[FloatArray,
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
-def _read_itk(path: Path) -> tuple[FloatArray, Affine]:
+def _check_volume(path: Path, shape: Sequence[int], volume_index: int | None) -> None:
+    """Refuse a shape that holds no volume, or several without saying which."""
+    count = shape[3] if len(shape) == 4 else 1
+    if len(shape) not in (2, 3, 4) or (count > 1 and volume_index is None):
+        axes = "x".join(map(str, shape))
+        raise PreprocessingError(
+            f"{path}: the image has {len(shape)} axes ({axes}). Extract one volume with three axes, or say in the "
+            'sidecar of the table which one of four axes is meant ("volume": 0).'
+        )
+    if volume_index is not None and not 0 <= volume_index < count:
+        raise PreprocessingError(f"{path}: there is no volume {volume_index}; the file holds {count}, counted from 0.")
+
+
+def _read_itk(path: Path, volume_index: int | None) -> tuple[FloatArray, Affine]:
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.GlobalWarningDisplayOff()  # remarks on odd DICOM; what matters is raised
+    try:
+        image = _itk_image(path)
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+    components = image.GetNumberOfComponentsPerPixel()
+    if components > 1 or "complex" in image.GetPixelIDTypeAsString():
+        raise PreprocessingError(
+            f"{path}: the voxels are colours, complex numbers or vectors instead of one number each. Convert the image "
+            "to grey."
+        )
+    _check_volume(path, image.GetSize(), volume_index)
+    if image.GetDimension() == 4:
+        image = image[..., volume_index or 0]
+    affine = tio.data.io.get_ras_affine_from_sitk(image)
+    voxels = _decode(sitk.Cast(image, sitk.sitkFloat32))
+    return voxels if voxels.ndim == 3 else voxels[..., np.newaxis], affine
+
+
+def _itk_image(path: Path) -> sitk.Image:
     reader = sitk.ImageSeriesReader() if path.is_dir() else sitk.ImageFileReader()
+    if path.suffix.casefold() in READERS:
+        reader.SetImageIO(READERS[path.suffix.casefold()])  # ITK itself knows .mha, but not .MHA
     if path.is_dir():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(path))
         if len(series) != 1:
@@ -108,12 +148,7 @@ def _read_itk(path: Path) -> tuple[FloatArray, Affine]:
         reader.SetFileNames(sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(path), series[0]))
     else:
         reader.SetFileName(str(path))
-    image = reader.Execute()
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        size, components = image.GetSize(), image.GetNumberOfComponentsPerPixel()
-        raise PreprocessingError(f"{path}: the size is {size} with {components} values a voxel. Extract one 3D volume.")
-    affine = tio.data.io.get_ras_affine_from_sitk(image)
-    return _decode(sitk.Cast(image, sitk.sitkFloat32)), affine
+    return reader.Execute()
 
 
 def _decode(image: sitk.Image) -> FloatArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,17 +17,40 @@ SAFE_NAME = re.compile(r"[\w][\w.+=-]*")
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What the reader of a layout has left out or noticed.
+
+    Args:
+        what: A file, a folder or a participant.
+        reason: Why it is left out, or what is odd about it; the same words for all that have the same reason.
+        left_out: Whether it is absent from the table.
+        problem: What `fontanel verify` says of it where a folder is used as a table, without anybody reading remarks.
+    """
+
+    what: str
+    reason: str
+    left_out: bool = True
+    problem: Problem | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "what", printable(self.what))
+
+
+@dataclass(frozen=True)
 class RawTable:
     """A table as text, before any column has a meaning.
 
     Args:
-        path: The table file, or the folder whose images are the rows.
+        path: The table file, or what stands for it in a folder whose images are the rows: sidecar and manifest lie
+            beside it.
         name: Name of the dataset when nothing else gives one.
         columns: The header.
         cells: One list of cells per row, as long as the header.
         numbers: The data row that each row comes from, counted from 1.
         problems: What is wrong with the text.
         described: Columns whose meaning the layout knows.
+        remarks: What the layout's reader has left out or noticed.
+        layout: Name of the layout that the rows were read from; "" for a table file.
     """
 
     path: Path
@@ -36,11 +60,34 @@ class RawTable:
     numbers: list[int]
     problems: list[Problem]
     described: tuple[Column, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    layout: str = ""
 
     def values(self, column: str) -> list[str]:
         """Return the cells of a column."""
         index = self.columns.index(column)
         return [row[index] for row in self.cells]
+
+    def to_tsv(self) -> str:
+        """Return the text of a TSV file with these rows."""
+        text = io.StringIO(newline="")
+        csv.writer(text, delimiter="\t", lineterminator="\n").writerows([self.columns, *self.cells])
+        return text.getvalue()
+
+
+def printable(path: str) -> str:
+    """Return a path with question marks for what is no text."""
+    shown = path.encode("utf-8", "replace").decode("utf-8")
+    return "".join("?" if unicodedata.category(mark) == "Cc" else mark for mark in shown)
+
+
+def safe_name(text: str) -> str:
+    r"""Return an identifier without spaces and other marks that no identifier may have.
+
+    >>> safe_name("p 01 (left)"), safe_name("Jose\u0301")
+    ('p-01-left', 'José')
+    """
+    return re.sub(r"[^\w.+=-]+", "-", unicodedata.normalize("NFC", text)).strip("-")
 
 
 def read_text(path: Path) -> RawTable:

@@ -8,6 +8,7 @@ import numpy as np
 from datamodules.cache import ImageFiles
 from datamodules.cohort import Cohort
 from datamodules.dataset import Sample
+from datamodules.problems import CohortError, Problem
 
 
 def list_samples(
@@ -31,12 +32,14 @@ def list_samples(
     """
     columns = [*images, *([mask] if mask else [])]
     scales = tuple(cohort.schema.column(name).scale or 1.0 for name in images)
+    volumes = tuple(cohort.schema.column(name).volume for name in images)
+    _refuse_gaps(cohort, columns)
 
     def files_of(row: Mapping[Any, Any]) -> ImageFiles:
         names = [row[name] for name in columns]
         paths = tuple(cohort.resolve(name) for name in names)
         sha256s = tuple(hashes[name] for name in names) if all(name in hashes for name in names) else None
-        return ImageFiles(paths[: len(images)], paths[-1] if mask else None, sha256s, scales)
+        return ImageFiles(paths[: len(images)], paths[-1] if mask else None, sha256s, scales, volumes)
 
     return [
         Sample(
@@ -52,3 +55,21 @@ def list_samples(
         )
         for row in cohort.frame.to_dict("records")
     ]
+
+
+def _refuse_gaps(cohort: Cohort, columns: Sequence[str]) -> None:
+    """Refuse rows that lack a file, all at once.
+
+    Raises:
+        CohortError: With every such row.
+    """
+    problems = [
+        Problem(int(row), who, name, "missing_value", "The row has no such image.")
+        for name in columns
+        for row, who, cell in zip(cohort.frame["row"], cohort.frame["participant_id"], cohort.frame[name], strict=True)
+        if not cell
+    ]
+    if problems:
+        lacking = " and ".join(f"{name} != ''" for name in dict.fromkeys(problem.column for problem in problems))
+        advice = f'Leave these rows out with data.rows "{lacking}", or take other data.images.'
+        raise CohortError.of(cohort.table.name, problems, advice)

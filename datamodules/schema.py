@@ -28,6 +28,7 @@ NAMED_ROLES: dict[str, Role] = {
     "session_id": "session",
     "scandate": "session",
     "site": "site",
+    "site_id": "site",
     "dataset": "dataset",
 }
 TARGET_NAMES = ("age", "label", "target", "outcome")
@@ -48,6 +49,7 @@ class Column:
         grid: Name of a grid group: the images and masks of one row that carry the same name share shape and affine.
         scale: What the voxels of an image are multiplied by when it is preprocessed, such as 0.001 from 1e-6 to 1e-3
             mm2/s; when left out, they are taken as they are.
+        volume: Which volume of its files with four axes an image is, counted from 0.
         may_be_empty: Whether a mask may be 0 everywhere, as that of the lesions of a healthy participant is; one of the
             brain may not.
         required: Whether every row must have a value; when left out, True for identifiers, images and targets.
@@ -67,6 +69,7 @@ class Column:
     required: bool | None = None
     description: str | None = None
     scale: float | None = None
+    volume: int | None = None
     may_be_empty: bool = False
 
     def __post_init__(self) -> None:
@@ -98,6 +101,10 @@ class Column:
             return f"has a scale and the role {self.role}. Only images are scaled."
         if self.scale is not None and not (_is_number(self.scale) and 0 < self.scale < math.inf):
             return f"has a scale of {self.scale}. Give a number above 0."
+        if self.volume is not None and self.role != "image":
+            return f"has a volume and the role {self.role}. Only of images one volume is taken."
+        if self.volume is not None and (type(self.volume) is not int or self.volume < 0):
+            return f"has a volume of {self.volume}. Give a whole number; the first volume is 0."
         if self.may_be_empty and self.role != "mask":
             return f"has `may_be_empty` and the role {self.role}. Only masks are looked at for it."
         return None
@@ -222,6 +229,17 @@ def schema_path(table: Path) -> Path:
     return table.with_name(table.name + ".json")
 
 
+def file_column(name: str) -> Column:
+    """Return a column of files, whose role is guessed from its name.
+
+    >>> [file_column(name).role for name in ("brain_mask", "label", "t1w")]
+    ['mask', 'target', 'image']
+    """
+    lowered = name.casefold()
+    role: Role = "mask" if "mask" in lowered else "target" if re.search(r"label|lesion|seg", lowered) else "image"
+    return Column(name, role, "path", required=role == "image")
+
+
 def parse_number(text: str) -> float | None:
     """Return the finite number that a cell holds, or None.
 
@@ -285,8 +303,7 @@ def _guess_column(name: str, cells: Sequence[str], root: Path, taken: set[Role])
     if lowered.startswith("truth_"):
         return Column(name, "truth", kind)
     if kind == "path":
-        role = "mask" if "mask" in lowered else "target" if re.search(r"label|lesion|seg", lowered) else "image"
-        return Column(name, role, kind, required=role == "image")
+        return file_column(name)
     if lowered in TARGET_NAMES:
         if not known:
             return Column(name, "target", "number", required=False)

@@ -34,12 +34,16 @@ def read_cohorts(tables: Sequence[Path], root: Path | None, phantom: str) -> lis
             f"fontanel make-cohort {phantom} {absent[0].parent}"
         )
     cohorts = [read_cohort(table, root=root) for table in tables]
-    names = [cohort.dataset for cohort in cohorts]
-    if len(set(names)) < len(names):
-        raise CohortError(
-            f"The tables share a dataset name ({', '.join(names)}), so their participants cannot be told apart. "
-            "Rename a table, or give each a `dataset` column."
-        )
+    first: dict[str, int] = {}
+    for index, cohort in enumerate(cohorts):
+        for name in sorted(set(cohort.frame["dataset"])):
+            if first.setdefault(name, index) != index:
+                one, other = tables[first[name]], tables[index]
+                raise CohortError(
+                    f"{one} and {other} are both of the dataset {name}, so their participants cannot be told "
+                    "apart. Give each table a column `dataset` with a name of its own (fontanel table --dataset NAME "
+                    "writes it), or rename one; if they are of the same people, make one table of them."
+                )
     return cohorts
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.cohort import Cohort, check_table
-from datamodules.inspection import FileFacts, Inspection, inspect_image
+from datamodules.inspection import FileFacts, Finding, Inspection, inspect_image
 from datamodules.manifest import Manifest, check_manifest, manifest_path, save_manifest
 from datamodules.problems import CohortError, Problem, ProblemCode
 from datamodules.schema import Column
@@ -85,7 +85,7 @@ def verify_cohort(
     """Check a cohort table and read every file it names to the end.
 
     Args:
-        table: A TSV or CSV file, or a folder of BIDS or BONBID-HIE.
+        table: A TSV or CSV file, or a folder in a known layout.
         root: Folder that image paths are relative to; the table's own by default.
         limits: What is refused unread; generous defaults.
         num_workers: Threads that read files; 0 reads in this one.
@@ -152,7 +152,7 @@ def _file_problems(cells: Sequence[_Cell], inspections: dict[str, Inspection]) -
     for (path, _), sharing in users.items():
         result = inspections[path]
         others = f" The file stands in {len(sharing) - 1} more rows." if len(sharing) > 1 else ""
-        for finding in result.findings:
+        for finding in _findings(result, sharing[0].column):
             yield sharing[0].problem(finding.code, finding.message + others)
         role = sharing[0].column.role
         # An empty lesion map is a healthy participant; an empty image or brain mask is a failed export.
@@ -164,14 +164,26 @@ def _file_problems(cells: Sequence[_Cell], inspections: dict[str, Inspection]) -
             yield sharing[0].problem("constant_image", message)
 
 
+def _findings(result: Inspection, column: Column) -> Iterator[Finding]:
+    """Yield what is wrong with a file as a column uses it: of four axes, a column may mean one volume."""
+    shape = result.shape
+    chosen = column.volume is not None and len(shape) in (3, 4)
+    yield from (finding for finding in result.findings if not (chosen and finding.code == "not_3d"))
+    count = shape[3] if len(shape) == 4 else 1
+    if chosen and column.volume is not None and column.volume >= count:
+        held = f"{count} volumes, 0 to {count - 1}" if count > 1 else "a single volume, 0"
+        message = f"The sidecar says volume {column.volume}, but the file holds {held}. Correct one of them."
+        yield Finding("out_of_range", message)
+
+
 def _duplicates(cells: Sequence[_Cell], inspections: dict[str, Inspection]) -> Iterator[Problem]:
     """Find scans that stand in the table twice; masks and label maps may well be shared or alike."""
-    first_of: dict[str, _Cell] = {}
+    first_of: dict[tuple[str, int | None], _Cell] = {}
     for cell in cells:
         result = inspections[cell.path]
         if cell.column.role != "image" or result.facts is None or result.constant is not None:
             continue
-        first = first_of.setdefault(result.facts.voxel_sha256, cell)
+        first = first_of.setdefault((result.facts.voxel_sha256, cell.column.volume), cell)
         if first is not cell:
             whose = f"{first.participant_id} (row {first.row}, column {first.column.name}, {first.path})"
             message = (
@@ -183,16 +195,17 @@ def _duplicates(cells: Sequence[_Cell], inspections: dict[str, Inspection]) -> I
 
 def _grid_mismatches(cells: Sequence[_Cell], inspections: dict[str, Inspection]) -> Iterator[Problem]:
     """Compare the grids of the files that a row keeps in one grid group."""
-    reference: dict[tuple[int, str], tuple[_Cell, FileFacts, Affine]] = {}
+    reference: dict[tuple[int, str], tuple[_Cell, tuple[int, ...], Affine]] = {}
     for cell in cells:
         result = inspections[cell.path]
         if cell.column.grid is None or result.facts is None or result.affine is None:
             continue
-        own = (cell, result.facts, result.affine)
-        first, facts, affine = reference.setdefault((cell.index, cell.column.grid), own)
+        shape = result.facts.shape if cell.column.volume is None else result.facts.shape[:3]
+        own = (cell, shape, result.affine)
+        first, first_shape, affine = reference.setdefault((cell.index, cell.column.grid), own)
         if first is cell:
             continue
-        difference = _grid_difference((facts.shape, affine), (result.facts.shape, result.affine))
+        difference = _grid_difference((first_shape, affine), (shape, result.affine))
         if difference:
             message = (
                 f"The grid is not that of {first.path} (column {first.column.name}): {difference}. Resample one to the "

@@ -138,8 +138,7 @@ def intensity_features(datamodule: BaseDataModule, people: pd.DataFrame) -> Floa
     features = []
     with progress("Reading intensities", len(people)) as advance:
         for key, image_id in zip(people["key"], people["image_id"], strict=True):
-            files = sample_of[key, image_id].files
-            volume = datamodule.cache.get(files.images, files.mask, files.sha256s, files.scales)
+            volume = datamodule.cache.load(sample_of[key, image_id].files)
             features.append(histogram_quantiles(volume.array))
             advance(1)
     return np.array(features)
@@ -150,12 +149,12 @@ class SeenCohort:
     """The cohort that a pretraining was trained on, where its table can still be read.
 
     Args:
-        paths: Images that the network read, of its training and validation participants.
+        images: Images that the network read, of its training and validation participants, and which of their volumes.
         voxels: Hash of the voxels -> participant, of every image of theirs; None without a fitting manifest.
         groups: Identity column -> its values among them.
     """
 
-    paths: tuple[Path, ...]
+    images: tuple[tuple[Path, int | None], ...]
     voxels: dict[str, str] | None
     groups: dict[str, frozenset[str]]
 
@@ -174,7 +173,7 @@ def seen_cohort(contract: CheckpointContract) -> SeenCohort:
     tables = arguments.get("table") or []
     channels = arguments.get("images") or [arguments.get("image", "")]
     seen = seen_participants(contract)
-    paths: list[Path] = []
+    images: list[tuple[Path, int | None]] = []
     voxels: dict[str, str] | None = {}
     groups: dict[str, set[str]] = {}
     found: set[str] = set()
@@ -189,7 +188,7 @@ def seen_cohort(contract: CheckpointContract) -> SeenCohort:
             if cell.key in seen and cell.column.role == "image":
                 found.add(cell.key)
                 if cell.column.name in channels:
-                    paths.append(cohort.resolve(cell.path))
+                    images.append((cohort.resolve(cell.path), cell.column.volume))
                 if voxels is not None and known is not None and cell.path in known:
                     voxels[known[cell.path].voxel_sha256] = cell.key
         keys = participant_keys(cohort.frame)
@@ -198,7 +197,7 @@ def seen_cohort(contract: CheckpointContract) -> SeenCohort:
             groups.setdefault(name, set()).update(str(value) for value in values if value)
     if not found or found != seen:
         raise UnreachableError(f"its table has {len(found)} of the {len(seen)} participants that it was trained on")
-    return SeenCohort(tuple(paths), voxels, {name: frozenset(values) for name, values in groups.items()})
+    return SeenCohort(tuple(images), voxels, {name: frozenset(values) for name, values in groups.items()})
 
 
 def _known_files(cohort: Cohort) -> dict[str, FileFacts] | None:
@@ -208,16 +207,18 @@ def _known_files(cohort: Cohort) -> dict[str, FileFacts] | None:
         return None  # the finding then says that voxels could not be compared
 
 
-def share_stripped(paths: Sequence[Path]) -> float:
+def share_stripped(images: Sequence[tuple[Path, int | None]]) -> float:
     """Return the share of images that are skull-stripped, from a few of them spread over the list; NaN without any.
 
     Around a stripped brain every voxel has one value, and the brain does not reach the faces of the volume. A whole
     head has noise in the air, or a neck that leaves through a face.
     """
     chosen = (
-        [paths[int(at)] for at in np.unique(np.linspace(0, len(paths) - 1, MAXIMUM_VOLUMES).round())] if paths else []
+        [images[int(at)] for at in np.unique(np.linspace(0, len(images) - 1, MAXIMUM_VOLUMES).round())]
+        if images
+        else []
     )
-    return float(np.mean([is_stripped(read_volume(path).data[0]) for path in chosen])) if chosen else float("nan")
+    return float(np.mean([is_stripped(read_volume(*image).data[0]) for image in chosen])) if chosen else float("nan")
 
 
 def is_stripped(volume: np.ndarray) -> bool:

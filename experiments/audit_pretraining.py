@@ -75,8 +75,8 @@ def _compare_cohorts(
                 findings.append(Finding(f"{check}: {column}", "warning", said, numbers, advice))
             else:
                 findings.append(Finding(f"{check}: {column}", "ok", "No value is in both cohorts.", numbers))
-    own = share_stripped([path for sample in datamodule.samples for path in sample.files.images])
-    theirs = share_stripped(seen.paths)
+    own = share_stripped([channel for sample in datamodule.samples for channel in sample.files.channels])
+    theirs = share_stripped(seen.images)
     said = f"Skull-stripped are {theirs:.0%} of the heads looked at in the pretraining, and {own:.0%} here."
     seen_heads = {"pretraining_stripped": theirs, "stripped": own}
     if math.isnan(own) or math.isnan(theirs):

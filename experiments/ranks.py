@@ -35,14 +35,14 @@ INTERVAL = 0.2  # seconds between two looks
 _OUTSIDE = ("LOCAL_RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID")  # set where the processes were started already
 
 
-def spread(verb: str, words: Sequence[str], cli: "FontanelCLI", store: Store, step_timeout: float) -> int | None:
+def spread(verb: str, words: Sequence[str], cli: "FontanelCLI", store: Store | None, step_timeout: float) -> int | None:
     """Run a command in as many processes as its configuration wants, and return their exit code.
 
     Args:
         verb: Verb of the command.
         words: What stood after it.
         cli: Its configuration; images are preprocessed here, where no other process waits for it.
-        store: Store of the run; a run whose processes die is set to FAILED there.
+        store: Store of the run, where there is one; a run whose processes die is set to FAILED there.
         step_timeout: Seconds without a training batch after which a process counts as hanging.
 
     Returns:
@@ -69,19 +69,19 @@ def num_processes(cli: "FontanelCLI") -> int:
     return trainer.num_devices if starts_some and trainer.num_nodes == 1 else 1
 
 
-def run_ranks(words: Sequence[str], num: int, store: Store, step_timeout: float) -> int:
+def run_ranks(words: Sequence[str], num: int, store: Store | None, step_timeout: float) -> int:
     """Run a command in several processes and return the exit code of all of them together.
 
     Args:
         words: What stood after `fontanel`.
         num: Number of processes.
-        store: Store of the run; a run whose processes die is set to FAILED there.
+        store: Store of the run, where there is one; a run whose processes die is set to FAILED there.
         step_timeout: Seconds without a batch after which a process counts as hanging.
     """
     with tempfile.TemporaryDirectory(prefix="fontanel-") as name:
         group = RankGroup(words, num, Path(name), step_timeout)
         code = group.watch()
-        if code != 0 and (folder := group.run_folder) is not None:
+        if code != 0 and store is not None and (folder := group.run_folder) is not None:
             try:
                 settle(store, folder)
             except StoreError as error:

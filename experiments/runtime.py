@@ -5,7 +5,7 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,13 @@ from experiments.cli import WRONG_USAGE, format_warning
 from experiments.epochs import LiveProgressBar, PlainProgressBar
 from experiments.leakage import read_pretraining, seen_participants
 from experiments.own_code import find_own_code
+from experiments.pack_contents import unpack
 from experiments.usage import explain
 from lightning_modules.base import BaseModule
 from tracking.checkpoints import AtomicCheckpointIO
 from tracking.contract import BEST, CHECKPOINTS, CheckpointContract, read_contract
 from tracking.errors import StoreError
+from tracking.packs import is_pack
 from tracking.shipping import find_folder
 from tracking.store import Store
 
@@ -228,26 +230,34 @@ class Restored(NamedTuple):
     checkpoint: Path
 
 
-def restore(reference: str, words: Sequence[str], store: Store, scratch: Path) -> Restored:
+def restore(
+    reference: str, words: Sequence[str], store: Store | None, scratch: Path, trust_code: bool = False
+) -> Restored:
     """Rebuild model and datamodule from what a checkpoint says of itself, with later words on top.
 
     The checkpoint decides who was trained on; a participant its split does not name is new, unless the training has
     seen the image under another name. One process evaluates, unless the words say otherwise.
 
     Args:
-        reference: Run id, run name, run folder, or checkpoint file.
+        reference: Run id, run name, run folder, checkpoint file, or pack.
         words: Further arguments, such as `["--data.table", "new.tsv"]`.
-        store: Where runs are looked up.
-        scratch: Folder for the split on its way.
+        store: Where runs are looked up; a pack needs none.
+        scratch: Folder for the split, and for what is in a pack, on their way.
+        trust_code: Let a pack name classes of packages that are not Fontanel's or those it rests on.
     """
-    checkpoint = locate_checkpoint(reference, store)
+    locate: Callable[[str], Path] = Path
+    if store is None or is_pack(reference):
+        checkpoint = unpack(reference, scratch, trust_code)
+    else:
+        checkpoint = locate_checkpoint(reference, store)
+        locate = partial(locate_weights, store=store)
     contract = read_contract(checkpoint)
     contract = contract.with_paths(store.folder(contract.run_id))  # a copy elsewhere does not lie beside them
     folds = scratch / "folds.json"
     folds.write_text(contract.split_json, encoding="utf-8")
     alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
     cli = rebuild(contract, ["--data.split_file", str(folds), *alone, *words])
-    lineage = read_pretraining(checkpoint, locate=partial(locate_weights, store=store)).contracts
+    lineage = read_pretraining(checkpoint, locate=locate).contracts
     cli.datamodule.seen_images = frozenset(name for past in lineage for name in past.training_images)
     cli.datamodule.seen_participants = frozenset(key for past in lineage[1:] for key in seen_participants(past))
     return Restored(cli, contract, checkpoint)

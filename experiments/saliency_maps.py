@@ -194,7 +194,7 @@ def _write_one(
     data: "BaseDataModule", one: _Map, request: Request, stem: str, prediction: pd.Series
 ) -> tuple[Case, dict[str, Any]]:
     sample = one.sample
-    native = read_volume(sample.files.images[0])
+    native = read_volume(*sample.files.channels[0])
     # Interpolation may leave a rounding error below 0.
     values = np.maximum(data.to_native(one.values, sample), 0)
     path = request.path(stem, one.output, ".nii.gz")

@@ -26,6 +26,7 @@ def assess(arguments: argparse.Namespace, stage: Stage) -> int:
     from experiments.evaluate import describe
     from experiments.ranks import spread
     from experiments.runtime import ConfigurationError, restore, scratch_folder
+    from tracking.packs import is_pack
 
     words = configuration_words(arguments)
     reference = arguments.reference
@@ -37,6 +38,11 @@ def assess(arguments: argparse.Namespace, stage: Stage) -> int:
         raise ConfigurationError(
             f"Nothing to {stage}. Name a run, a run's folder or a checkpoint: fontanel {stage} RUN. "
             "A configuration alone holds no trained weights; with --config, add --ckpt_path FILE."
+        )
+    if is_pack(reference or ""):
+        raise ConfigurationError(
+            f"{reference} is a pack, and has no run here to keep results in. Predict with it (fontanel predict "
+            f"{reference} --data.table TABLE), then evaluate the predictions: fontanel evaluate."
         )
     store = open_store(arguments)
     with scratch_folder() as scratch:

@@ -1,9 +1,16 @@
-"""Check every file of a cohort table and write its manifest.
+"""Check every file of a cohort table and write its manifest; or check a pack.
 
-TABLE is a .tsv or .csv file, or a BIDS folder. What its columns mean stands in TABLE.json; without that file it is
-guessed, and --write-schema writes the guess down for you to correct. The manifest TABLE.manifest.json, which
-`fontanel fit` asks for, is written beside the table, with the problems if there are any. Exit code 1 means that there
-are problems.
+TABLE is a .tsv or .csv file, or a folder in a layout such as BIDS (`fontanel table` makes a table of such a folder).
+What its columns mean stands in TABLE.json; without that file it is guessed, and --write-schema writes the guess down
+for you to correct. The manifest TABLE.manifest.json, which `fontanel fit` asks for, is written beside the table, with
+the problems if there are any. Exit code 1 means that there are problems.
+
+A pack (model.fontanel) is told by its ending, or by its seal. Then the hashes are checked, and what the model wants and
+gives is printed; nothing of it is run. The command fails where a byte of the file was changed.
+
+Examples:
+  fontanel verify cohort.tsv --num-workers 4
+  fontanel verify model.fontanel
 """
 
 import argparse
@@ -20,7 +27,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's arguments."""
-    parser.add_argument("table", type=Path, metavar="TABLE", help="cohort table (.tsv or .csv), or a BIDS folder")
+    parser.add_argument(
+        "table", type=Path, metavar="TABLE", help="cohort table (.tsv or .csv), a folder such as BIDS, or a pack"
+    )
     parser.add_argument("--json", action="store_true", help="print the problems as JSON")
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="folder that image paths start from (default: the table's)"
@@ -32,7 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Verify a cohort and return 0 when nothing is wrong with it."""
+    """Verify a cohort or a pack and return 0 when nothing is wrong with it."""
+    from tracking.packs import is_pack
+
+    if is_pack(arguments.table):
+        from experiments.pack_check import check
+
+        return check(arguments.table, as_json=arguments.json)
     from datamodules.verify import verify_cohort, write_manifest
 
     if arguments.num_workers < 0:
@@ -47,6 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if verification.schema_guessed:
         _say(_guess_notice(verification))
+    if verification.cohort is not None and verification.cohort.remarks:
+        from experiments.table import list_remarks
+
+        lines = list_remarks(verification.cohort.remarks)
+        _say("\n".join([f"{arguments.table} was read as {verification.cohort.layout}.", *lines]))
     print(json.dumps(verification.as_json()) if arguments.json else _summary(verification))
     if verification.cohort is not None:
         manifest = write_manifest(verification)

@@ -18,7 +18,17 @@ from torch import Tensor
 from typing_extensions import override
 
 from tracking.errors import RunWarning
-from tracking.files import file_hash, make_private_folder, remove_leftovers, replace, sync, temporary_file, write_file
+from tracking.files import (
+    file_hash,
+    is_url,
+    make_private_folder,
+    remove_leftovers,
+    replace,
+    sync,
+    temporary_file,
+    write_file,
+)
+from tracking.packs import is_pack
 from tracking.redaction import redact
 
 FORMAT = 2  # of the record that a checkpoint carries, and of model.json
@@ -85,6 +95,11 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         CheckpointError: If it is missing, damaged, a URL, or holds more than tensors and plain values.
     """
     target = local_path(path)
+    if is_pack(target):
+        raise CheckpointError(
+            f"{target} is a pack: it is predicted with and verified. To start a transfer from its weights, take them "
+            f"out (unzip {target.name} weights.safetensors) and name that file."
+        )
     try:
         with target.open("rb") as file:
             _verify(file, target)
@@ -152,14 +167,11 @@ def export_model(
     Raises:
         CheckpointError: If a state is no tensor or the description holds more than JSON types.
     """
-    for name, value in module_state.items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"State '{name}' is a {type(value).__name__}; only tensors can be exported to {path_weights}."
-            )
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in module_state.items()}
-    weights = safetensors_bytes(tensors, metadata={"format": "pt"})
-    numbers = {"num_tensors": len(tensors), "num_values": sum(tensor.numel() for tensor in tensors.values())}
+    weights = tensor_bytes(module_state, path_weights.name)
+    numbers = {
+        "num_tensors": len(module_state),
+        "num_values": sum(tensor.numel() for tensor in module_state.values()),
+    }
     file = {"file": path_weights.name, "sha256": hashlib.sha256(weights).hexdigest(), **numbers}
     try:
         text = json.dumps({"format": FORMAT, "weights": file, **redact(description)}, indent=2, allow_nan=False)
@@ -169,9 +181,26 @@ def export_model(
     write_file(path_model_json, f"{text}\n".encode())
 
 
+def tensor_bytes(state: Mapping[str, Tensor], name: str) -> bytes:
+    """Return tensors as the bytes of a safetensors file, the same for the same tensors.
+
+    Args:
+        state: Tensors by name.
+        name: What a message calls the file.
+
+    Raises:
+        CheckpointError: If a state is no tensor.
+    """
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"State '{key}' is a {type(value).__name__}; only tensors can be exported to {name}.")
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
+    return safetensors_bytes(tensors, metadata={"format": "pt"})
+
+
 def local_path(path: str | Path) -> Path:
     """Return a path as such; a URL is refused."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):  # a Path has already made one slash of "//"
+    if is_url(path):
         raise CheckpointError(f"{path} is a URL. Download the file, check where it is from, and give its path.")
     return Path(path).expanduser()
 

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,16 @@ class HashingWriter(io.BufferedWriter):
     def hexdigest(self) -> str:
         """Return the sha256 of all bytes written so far."""
         return self._digest.hexdigest()
+
+
+def is_url(reference: str | Path) -> bool:
+    """Tell whether a reference names something that is not on this machine.
+
+    Examples:
+        >>> is_url("https://host/best.ckpt"), is_url("s3:/bucket/best.ckpt"), is_url("folder/best.ckpt")
+        (True, True, False)
+    """
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(reference)) is not None  # a Path has made one slash of "//"
 
 
 def make_private_folder(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -123,8 +124,27 @@ def test_tables_are_namespaced_by_dataset(tiny_cohort, tmp_path):
     data.assign_splits()
     assert {sample.dataset for sample in data.samples} == {"tiny", "other"}
     assert len(data.samples) == 60
-    with pytest.raises(CohortError, match="share a dataset name"):
+    with pytest.raises(CohortError, match="are both of the dataset tiny"):
         BrainAgeDataModule(table=[tiny_cohort, tiny_cohort]).read()
+    named = copied(tiny_cohort, tmp_path, tiny_cohort.name)  # two tables of one name, as two labs may well have
+    pd.read_csv(named, sep="\t").assign(dataset="elsewhere").to_csv(named, sep="\t", index=False)
+    data = BrainAgeDataModule(table=[tiny_cohort, verified(named)])
+    data.read()
+    assert {sample.dataset for sample in data.samples} == {"tiny", "elsewhere"}
+
+
+def test_rows_without_an_image_are_all_named_with_the_condition_that_leaves_them_out(tiny_cohort, tmp_path):
+    table = copied(tiny_cohort, tmp_path, "gaps.tsv")
+    columns = read_cohort(table).schema.columns
+    schema_path(table).write_text(Schema(tuple(replace(c, required=c.role == "id") for c in columns)).to_json())
+    table.write_text(table.read_text().replace("images/sub-03_T1w.nii.gz", "").replace("images/sub-07_T1w.nii.gz", ""))
+    verified(table)
+    with pytest.raises(CohortError, match=r"2 missing_value.*data.rows \"t1w != ''\"") as caught:
+        BrainAgeDataModule(table=table).read()
+    assert [problem.participant_id for problem in caught.value.problems] == ["sub-03", "sub-07"]
+    data = BrainAgeDataModule(table=table, rows="t1w != ''")
+    data.read()
+    assert len(data.samples) == 28
 
 
 def test_augmentation_touches_training_batches_alone(tiny_cohort):

@@ -109,3 +109,22 @@ def test_the_study_compares_images_of_three_kinds():
     kinds = {name: (data.preprocessing.normalisation, data.harmonisation) for name, data in found.items()}
     assert kinds == {"zscore": ("zscore", "none"), "percentile": ("percentile", "none"), "combat": ("zscore", "combat")}
     assert found["combat"].harmonise_covariates == ["gestational_age", "sex"]
+
+
+def test_a_pack_takes_the_maps_along_when_it_may_name_the_sites(trained, tiny_cohort, tmp_path, capsys):
+    output, folder = trained
+    pack, store = tmp_path / "combat.fontanel", ["--output-dir", str(output)]
+    assert main(["pack", folder.name, "-o", str(pack), *store]) == 1
+    assert "--site-names" in capsys.readouterr().err
+    assert main(["pack", folder.name, "-o", str(pack), "--site-names", *store]) == 0
+    own = predicted(output, folder, "test")
+    new = ["--data.table", str(tiny_cohort), "--output"]
+    assert main(["predict", str(pack), *new, str(tmp_path / "out")]) == 0
+    found = pd.read_parquet(tmp_path / "out" / "predictions.parquet").set_index("participant_id")["prediction"]
+    assert found[own.index].tolist() == own.tolist()
+    capsys.readouterr()
+    assert main(["verify", str(pack)]) == 0
+    assert "images of the sites north, south and west alone" in capsys.readouterr().out
+    (image,) = tiny_cohort.parent.glob("images/sub-00*")
+    assert main(["predict", str(pack), str(image), "--output", str(tmp_path / "other")]) == 1
+    assert "unknown" in capsys.readouterr().err

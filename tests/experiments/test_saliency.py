@@ -94,7 +94,7 @@ def test_maps_pictures_and_table_of_a_run(fitted, held_out, tmp_path, capsys):
     assert page.count("data:image/png;base64,") == 2
     words = ["predict", run_id, "--data.table", str(held_out), "--output", str(tmp_path / "predicted")]
     assert main([*words, *store]) == 0
-    predicted = pd.read_csv(tmp_path / "predicted" / "predictions.csv")
+    predicted = pd.read_csv(tmp_path / "predicted" / "predictions.tsv", sep="\t")
     np.testing.assert_allclose(rows["prediction"], predicted["prediction"], rtol=1e-5)
 
 

@@ -106,6 +106,16 @@ def test_images_may_lie_in_another_folder(table, tmp_path, capsys):
     assert manifest_path(elsewhere).is_file()
 
 
+def test_what_a_folder_of_bids_leaves_out_is_told(table, tmp_path, capsys):
+    for name in ("sub-1_run-1_T1w", "sub-1_run-2_T1w", "sub-1_dseg"):
+        (tmp_path / "ds/sub-1/anat").mkdir(parents=True, exist_ok=True)
+        shutil.copy(table.parent / "images/sub-00_T1w.nii.gz", tmp_path / f"ds/sub-1/anat/{name}.nii.gz")
+    assert main(["verify", str(tmp_path / "ds")]) == 0
+    out, err = capsys.readouterr()
+    assert "1 rows, 1 participants, 1 files, no problems" in out
+    assert "was read as bids.\nLeft out:\n  1: a map of labels: sub-1/anat/sub-1_dseg.nii.gz\n  1: another scan" in err
+
+
 def test_wrong_usage(table, capsys):
     assert main(["verify"]) == 2
     assert main(["verify", str(table), "--num-workers", "two"]) == 2

@@ -22,7 +22,7 @@ def write_bids(folder, *images, rows="sub-01\t30\nsub-02\tn/a\n"):
     (folder / "participants.tsv").write_text(f"participant_id\tage\n{rows}")
 
 
-def test_a_bids_folder_gives_a_row_per_t1(tmp_path):
+def test_a_bids_folder_gives_a_row_per_session(tmp_path):
     folder = tmp_path / "ds000001"
     write_bids(
         folder,
@@ -41,30 +41,30 @@ def test_a_bids_folder_gives_a_row_per_t1(tmp_path):
         assert cohort.frame[["participant_id", "session_id", "row"]].to_numpy().tolist() == [
             ["sub-01", "ses-a", 1],
             ["sub-01", "ses-b", 1],
-            ["sub-01", "ses-b", 1],
-            ["02", "", 2],
+            ["sub-02", "", 2],
         ]
-        assert cohort.frame["t1w"].iloc[3] == "sub-02/anat/sub-02_T1w.nii"
+        assert cohort.frame["t1w"].iloc[2] == "sub-02/anat/sub-02_T1w.nii"
+        assert cohort.frame["t2w"].tolist() == ["", "sub-01/ses-b/anat/sub-01_ses-b_T2w.nii.gz", ""]
+        assert [remark.what for remark in cohort.remarks] == ["sub-01/ses-b/anat/sub-01_ses-b_run-2_T1w.nii.gz"]
         assert cohort.frame["image_id"].is_unique
 
 
-def test_a_bids_participant_without_image_keeps_its_row(tmp_path):
+def test_a_bids_participant_without_image_is_a_problem_where_the_folder_is_the_table(tmp_path):
     write_bids(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz", rows="sub-01\t30\nsub-02\t3\n../sub-01\t4\n")
     cohort, problems = check_table(tmp_path)
-    assert cohort.frame["t1w"].iloc[1] == "sub-02/anat/sub-02_T1w.nii.gz"
-    assert {(problem.row, problem.code) for problem in problems} == {(3, "bad_identifier")}
+    assert cohort.frame["t1w"].tolist() == ["sub-01/anat/sub-01_T1w.nii.gz"]
+    assert {(problem.row, problem.code) for problem in problems} == {(2, "missing_file"), (3, "missing_file")}
 
 
-def test_sessions_that_a_bids_table_names_are_the_ones_read(tmp_path):
+def test_rows_of_participants_tsv_that_name_a_session_are_of_that_session(tmp_path):
     for session in ("a", "b", "c"):
         image = tmp_path / f"sub-01/ses-{session}/anat/sub-01_ses-{session}_T1w.nii.gz"
         image.parent.mkdir(parents=True)
         image.touch()
     (tmp_path / "participants.tsv").write_text("participant_id\tsession_id\tage\nsub-01\tses-a\t4\nsub-01\tc\t5\n")
     frame = read_cohort(tmp_path).frame
-    assert frame["t1w"].str.contains("ses-a").tolist() == [True, False]
-    assert frame["t1w"].str.contains("ses-c").tolist() == [False, True]
-    assert frame["age"].tolist() == [4, 5]
+    assert frame["session_id"].tolist() == ["ses-a", "ses-b", "ses-c"]
+    assert frame["age"].fillna(-1).tolist() == [4, -1, 5]
 
 
 def test_the_table_of_brainiac_finds_its_images(tmp_path):
