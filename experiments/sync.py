@@ -27,9 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Deliver, and say what."""
     from evaluation.wording import count_text
     from experiments.options import open_store
+    from tracking.images import read_withheld
     from tracking.journal import read_cursor, read_start, undelivered
     from tracking.progress import progress
-    from tracking.images import read_withheld
     from tracking.shipping import find_folder, kept_text, run_folders, send_withheld, settle
 
     store = open_store(arguments)

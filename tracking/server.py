@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tracking.addresses import check_filesystem, sqlite_path
+from tracking.addresses import check_filesystem, is_loopback, sqlite_path
 from tracking.errors import StoreError
 from tracking.files import make_private_folder, write_file
 from tracking.processes import dies_with_parent

@@ -280,7 +280,7 @@ class Store:
         raise StoreError(f"There is no run '{text}' in {self.shown_uri}.{hint}")
 
     def sends_images(self, run_id: str) -> bool:
-        """Tell whether images of participants go to the artifacts of a run: to this machine, or because it was asked."""
+        """Tell whether images of participants go to the artifacts of a run: they stay here, or it was asked for."""
         if self.share_images or not stays_here(self.uri, ""):  # a server elsewhere need not be asked
             return self.share_images
         with _explained(f"find the artifacts of run {run_id}"):
