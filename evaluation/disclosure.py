@@ -106,7 +106,7 @@ def top_coded_text(value: float, oldest: float, digits: int = 1) -> str:
     >>> top_coded_text(88.51, 89.0), top_coded_text(93.2, 89.0), top_coded_text(1100, 1079.0, 0)
     ('88.5', '90+', '1080+')
     """
-    return number_text(value, digits) if value < oldest + 1 else f"{oldest + 1:.0f}+"
+    return number_text(value, digits) if round(value, digits) < oldest + 1 else f"{oldest + 1:.0f}+"
 
 
 def few_text(count: int) -> str:

@@ -2,7 +2,7 @@
 
 A run's folder holds `run.json` (study, name, tags), `journal.jsonl` (one record a line, in order) and `journal.sent`
 (how far the store has it). A line is a point `[key, step, value, time]` or one of `{"params": {NAME: VALUE}}`,
-`{"artifact": PATH, "folder": FOLDER}` (with `"depicts": true` where it shows a participant) and `{"status": STATUS}`.
+`{"artifact": PATH, "folder": FOLDER}` and `{"status": STATUS}`.
 """
 
 import json

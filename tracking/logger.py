@@ -176,17 +176,14 @@ class RunLogger(Logger):
         keep_paths(make_private_folder(self.folder), config)
 
     @rank_zero_only
-    def log_artifact(self, path: Path, folder: str | None = None, *, depicts: bool = False) -> None:
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Copy a file or folder of the run's folder to its artifacts.
 
         Args:
             path: Must stay as it is until it was delivered.
             folder: Folder among the artifacts; the top by default.
-            depicts: Whether it shows the image of a participant, which goes to another machine only when that was
-                asked for; volumes always do.
         """
-        shown = {"depicts": True} if depicts else {}
-        self._write([{"artifact": str(path.relative_to(self.folder)), "folder": folder, **shown}])
+        self._write([{"artifact": str(path.relative_to(self.folder)), "folder": folder}])
 
     @rank_zero_only
     def log_text(self, name: str, text: str) -> None:

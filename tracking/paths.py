@@ -58,6 +58,17 @@ def restore_paths(config: str, folder: Path) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
+def without_hidden(config: str) -> str:
+    """Return a configuration (YAML) without the paths that nobody here knows: their defaults hold, or they are missed.
+
+    Examples:
+        >>> print(without_hidden("data: {table: <path>/cohort.tsv, cache: <path>, batch_size: 4}"), end="")
+        data:
+          batch_size: 4
+    """
+    return config if HIDDEN not in config else yaml.safe_dump(_without(yaml.safe_load(config)), sort_keys=False)
+
+
 def _hide(value: Any) -> Any:  # noqa: ANN401 - any JSON type in, the same shape out
     if isinstance(value, Mapping):
         return {key: _hide(item) for key, item in value.items()}
@@ -89,7 +100,17 @@ def _restored(value: Any, paths: Mapping[str, str], name: str) -> Any:  # noqa: 
         return {key: _restored(item, paths, f"{name}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list):
         return [_restored(item, paths, f"{name}.{key}".lstrip(".")) for key, item in enumerate(value)]
-    return paths.get(name, value) if isinstance(value, str) and value.startswith(HIDDEN) else value
+    return paths.get(name, value) if _is_hidden(value) else value
+
+
+def _without(value: Any) -> Any:  # noqa: ANN401 - any JSON type
+    if isinstance(value, Mapping):
+        return {key: _without(item) for key, item in value.items() if not _is_hidden(item)}
+    return [_without(item) for item in value if not _is_hidden(item)] if isinstance(value, list) else value
+
+
+def _is_hidden(value: Any) -> bool:  # noqa: ANN401 - any JSON type
+    return isinstance(value, str) and value.startswith(HIDDEN)
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401 - any JSON type

@@ -118,7 +118,7 @@ class Delivery:
             path = self.folder / record["artifact"]
             if not path.exists():
                 raise StoreError(f"{path} is gone, so run {run_id} stays without it.", permanent=True)
-            if not self.store.log_artifact(run_id, path, record["folder"], depicts=record.get("depicts", False)):
+            if not self.store.log_artifact(run_id, path, record["folder"]):
                 self.refused.append(kept_text([path.name], self.store.shown_uri, run_id))
         else:
             self.store.set_status(run_id, record["status"])

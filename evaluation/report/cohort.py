@@ -119,7 +119,7 @@ def _scored_records(parts: Sequence[Part], is_binary: bool) -> list[list[str]]:
         for site, people in _people(part).groupby("site", sort=True):
             target, place = people["target"], str(site) if part.sites else ""
             size = part.counts["n", place]
-            images = "" if part.small_sites or is_hidden(size) else f"{int(people['num_images'].sum())}"
+            images = "" if part.hidden_sites or is_hidden(size) else f"{int(people['num_images'].sum())}"
             counted = [str(site), str(size), images]
             if is_binary:
                 spread = [_share(target, size, part.counts["events", place])]

@@ -24,7 +24,7 @@ SPLITS = {
 }
 MIN_SITE_PARTICIPANTS = 5
 MAX_NAMED_SITES = 4  # sites that a sentence names
-SMALL_SITES = "small sites"  # what sites are called together whose counts are hidden
+OTHER_SITES = "other sites"  # what sites are called together whose counts are hidden
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Part:
         return self.counts["events", ""]
 
     @property
-    def small_sites(self) -> set[str]:
-        """Sites whose number of participants is not printed."""
-        return {site for site in self.sites if is_hidden(self.counts["n", site])}
+    def hidden_sites(self) -> set[str]:
+        """Sites of which a count is not printed: a list of participants must not tell them apart either."""
+        return {site for site in self.sites if not self.shows(site)}
 
     @property
     def shown_sites(self) -> dict[str, Assessment]:
@@ -189,8 +189,8 @@ def num_missing(parts: Sequence[Part]) -> Count:
 
 
 def drawn(part: Part, rows: pd.DataFrame) -> pd.DataFrame:
-    """Return rows of a part as figures and lists show them: on a shared page by codes, small sites together."""
-    shown = rows.assign(site=rows["site"].where(~rows["site"].isin(part.small_sites), SMALL_SITES))
+    """Return rows of a part as figures and lists show them: on a shared page by codes, without those sites."""
+    shown = rows.assign(site=rows["site"].where(~rows["site"].isin(part.hidden_sites), OTHER_SITES))
     if part.sharing is None:
         return shown
     who = zip(rows["dataset"], rows["participant_id"], strict=True)

@@ -189,7 +189,7 @@ def sites_frame(parts: Sequence[Part]) -> pd.DataFrame:
 def _values(row: Mapping[Any, Any], oldest: float) -> list[str]:
     """Return target, prediction and error; no error from which an age could be computed that is not told."""
     target, prediction = (top_coded_text(row[name], oldest) for name in ("target", "prediction"))
-    return [target, prediction, number_text(row["error"], 1) if row["target"] < oldest + 1 else ""]
+    return [target, prediction, "" if target.endswith("+") else number_text(row["error"], 1)]
 
 
 def _with_digits(assessment: Assessment, name: str) -> str:

@@ -32,7 +32,8 @@ def test_a_code_needs_the_key_and_names_dataset_and_participant():
 @pytest.mark.parametrize(
     ("name", "unit", "value", "text"),
     [
-        ("age", "years", 89.96, "90.0"),
+        ("age", "years", 89.94, "89.9"),
+        ("age", "years", 89.96, "90+"),
         ("age", "years", 90.0, "90+"),
         ("age_at_scan", None, 101, "90+"),
         ("age", "months", 1079.5, "1079.5"),

@@ -67,7 +67,7 @@ def test_the_page_of_a_run_names_nobody_and_keeps_its_statistics():
     assert len(worst) == 10
     codes = set(SHARING.codes(rows)["code"])
     assert {row[0] for row in worst} <= codes
-    assert {row[2] for row in worst} <= {"A", "small sites"}
+    assert {row[2] for row in worst} <= {"A", "other sites"}
     assert any(row[3] == "90+" for row in worst)
     for row in worst:
         assert (row[-1] == "") == (row[3] == "90+"), "the error and the prediction would give the age away"
@@ -87,7 +87,7 @@ def test_no_figure_is_given_an_age_over_89_or_the_sites_of_a_few(monkeypatch):
     for name in ("predicted_vs_target", "error_vs_target"):
         (points,), _ = drawn[name]
         assert points[["target", "prediction"]].to_numpy().max() == 90
-        assert set(points["site"]) == {"A", "small sites"}
+        assert set(points["site"]) == {"A", "other sites"}
         assert not points["participant_id"].str.contains("Ann").any()
     pd.testing.assert_series_equal(
         drawn["error_vs_target"][1]["fitted_on"]["target"].sort_values(),
