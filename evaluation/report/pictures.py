@@ -18,7 +18,7 @@ MAX_HALF_SITES = 5  # more need the whole width
 def pictures(parts: Sequence[Part]) -> list[Picture]:
     """Return the figures of a continuous outcome, two in a row: points of each part, bins of each part, and sites."""
     found = [one for part in parts for one in _points(part)]
-    found += [_bins(part) for part in parts]
+    found += [one for part in parts for one in _bins(part)]
     return [*found, _sites(parts, fills_row=len(found) % 2 == 0)]
 
 
@@ -45,7 +45,7 @@ def _points(part: Part) -> list[Picture]:
     ]
 
 
-def _bins(part: Part) -> Picture:
+def _bins(part: Part) -> list[Picture]:
     assessment = part.assessment
     rows, name, unit = assessment.rows, part.output or "target", assessment.unit
     bins = mae_by_age_bin(
@@ -58,12 +58,15 @@ def _bins(part: Part) -> Picture:
         seed=assessment.seed,
     )
     bins = shown_bins(part, bins)
+    if bins["mae"].isna().all():  # a shared page, and few in every bin
+        return []
     listed = "; ".join(f"{row['label']}: {row['mae']:.2f}" for row in bins.dropna(subset="mae").to_dict("records"))
-    return picture(
+    shown = picture(
         figures.error_by_bin(bins, labels=list(bins["label"]), name=name, unit=unit),
         f"Mean absolute error in {count_text(len(bins), 'bin')} of true {name}: {listed}",
         f"Mean absolute error by {name}, with 95 % intervals from 5 participants on. {part.label}.",
     )
+    return [shown]
 
 
 def _sites(parts: Sequence[Part], *, fills_row: bool) -> Picture:

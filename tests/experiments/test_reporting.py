@@ -1,6 +1,8 @@
 """Reports of runs and cross-validations, from a store that is a folder of files."""
 
+import base64
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -187,6 +189,26 @@ def test_report_is_written_again_from_the_run_alone(campaign, store, tmp_path):
         return [line for line in page.splitlines() if "<time" not in line]
 
     assert undated(again) == undated(path.read_text(encoding="utf-8"))
+
+
+def test_a_shared_report_of_a_cross_validation_names_nobody(campaign, store, tmp_path):
+    workplan, conclusion = campaign
+    lost = [Finding("twins", "leak", "p07 is p08.", {}, "Look at it.")]
+    write_crossval_report(workplan, store, conclusion, PARENT, tmp_path / "report.html", lost)
+    people = [f"Ann-Example-{one}" for one in conclusion.held_out["participant_id"]]
+    write_predictions(conclusion.held_out.assign(participant_id=people), store.path(PARENT) / "predictions.parquet")
+    page = write_run_report(store, PARENT, tmp_path / "shared.html", tmp_path / "sharing").read_text(encoding="utf-8")
+    drawn = [base64.b64decode(one).decode() for one in re.findall(r"svg\+xml;base64,([\w+/=]+)", page)]
+    assert drawn
+    assert [word for text in (page, *drawn) for word in ("Ann-Example", "p07", "60 participants") if word in text] == []
+    assert "59 participants" in page
+    assert "outcome not known: &lt;5" in page
+    first = (tmp_path / "sharing" / "codes.csv").read_bytes()
+    write_run_report(store, PARENT, tmp_path / "shared.html", tmp_path / "sharing")
+    assert (tmp_path / "sharing" / "codes.csv").read_bytes() == first, "the same key, the same codes"
+    (tmp_path / "sharing" / "key").write_bytes(b"short")
+    with pytest.raises(StoreError, match="is no key"):
+        write_run_report(store, PARENT, tmp_path / "shared.html", tmp_path / "sharing")
 
 
 def test_report_is_written_from_lock_folds_and_conclusion_where_no_record_was_kept(campaign, store, tmp_path):
