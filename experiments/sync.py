@@ -45,9 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
             images = f", with {count_text(sent, 'image')} that had been kept back" if sent else ""
             run_id = read_cursor(folder).run_id or folder.name
             print(f"Run {run_id} ({start.name if start else '?'}): {state}{images}.")
-    for folder in folders:
-        if kept := [Path(one.path).name for one in read_withheld(folder)]:
-            print(kept_text(kept, store.shown_uri, read_cursor(folder).run_id or folder.name))
-    if not waiting:
+    kept = {folder: [Path(one.path).name for one in read_withheld(folder)] for folder in folders}
+    for folder, names in kept.items():
+        if names:
+            print(kept_text(names, store.shown_uri, read_cursor(folder).run_id or folder.name))
+    if not waiting and not any(kept.values()):
         print(f"Everything is in {store.shown_uri} already.")
     return 0
