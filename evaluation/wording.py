@@ -42,12 +42,14 @@ def p_text(value: float) -> str:
     return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
-def share_text(count: float, total: float) -> str:
-    """Return a count with its share of a total.
+def share_text(count: float | str, total: float | str) -> str:
+    """Return a count with its share of a total; a mark in the place of either has no share.
 
-    >>> share_text(3, 12), share_text(0, 0)
-    ('3 (25 %)', '0')
+    >>> share_text(3, 12), share_text(0, 0), share_text("<5", 12)
+    ('3 (25 %)', '0', '<5')
     """
+    if isinstance(count, str) or isinstance(total, str):
+        return str(count)
     return f"{count:.0f} ({100 * count / total:.0f} %)" if total else f"{count:.0f}"
 
 
@@ -93,6 +95,24 @@ def count_text(number: int, noun: str, plural: str | None = None) -> str:
     ('1 row', '1,200 rows')
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def people_text(count: int | str, noun: str = "participant") -> str:
+    """Return a number of people with its noun; a shared page may have a mark in its place.
+
+    >>> people_text(1), people_text(24), people_text("<5")
+    ('1 participant', '24 participants', '<5 participants')
+    """
+    return f"{count} {noun}s" if isinstance(count, str) else count_text(count, noun)
+
+
+def size_text(count: int | str) -> str:
+    """Return the size of a group as a figure or the head of a column has it.
+
+    >>> size_text(24), size_text("<5")
+    ('n = 24', 'n < 5')
+    """
+    return f"n {count[0]} {count[1:]}" if isinstance(count, str) else f"n = {count}"
 
 
 def with_unit(text: str, unit: str | None) -> str:

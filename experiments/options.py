@@ -20,6 +20,16 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_image_argument(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets images of participants leave this machine."""
+    parser.add_argument(
+        "--share-images",
+        action="store_true",
+        default=None,
+        help="send images of participants to a server of another machine, too (FONTANEL_SHARE_IMAGES=1)",
+    )
+
+
 def add_storage_argument(parser: argparse.ArgumentParser) -> None:
     """Add the option that names where trials are kept."""
     parser.add_argument(
@@ -36,7 +46,7 @@ def open_store(arguments: argparse.Namespace) -> "Store":
     from tracking.store import Store
 
     folder = output_folder(arguments.output_dir)
-    return Store(tracking_uri(arguments.tracking_uri, folder), folder)
+    return Store(tracking_uri(arguments.tracking_uri, folder), folder, getattr(arguments, "share_images", None))
 
 
 def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """From a run of the store, a cross-validation, or a predictions table alone, to report.html."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +18,11 @@ from evaluation.report.page import Picture, Table
 from evaluation.report.participants import Characteristic, characteristics_table, subgroup_frame
 from evaluation.report.run import render_report
 from experiments.saliency import TAG as SALIENCY_TAG
+from experiments.sharing import Context, read_or_make_key, shared_context, write_codes
 from tracking.environment import environment_facts
 from tracking.errors import StoreError
 from tracking.files import read_json, write_json
+from tracking.paths import hide_paths, hide_paths_yaml
 from tracking.redaction import redact_yaml
 
 if TYPE_CHECKING:
@@ -41,20 +43,24 @@ SUBGROUP_REPLICATES = 300
 PARTICIPANT = ["dataset", "participant_id"]
 
 
-def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
+def write_run_report(
+    store: "Store", run_id: str, path: Path, home: Path | None = None, *, with_images: bool = True
+) -> Path:
     """Render the report of a run, or of the parent of a cross-validation, from its artifacts and metrics.
 
     Args:
         store: Where the run is.
         run_id: MLflow's id.
         path: File to write.
+        home: Folder of the key, for the form that may be sent away; None for the whole report.
+        with_images: Whether saliency maps over images of participants are shown.
     """
     run = store.client.get_run(run_id)
     study = store.client.get_experiment(run.info.experiment_id).name
     if run.data.tags.get("kind") == CROSSVAL:
         recorded = _recorded_context(store, run_id, study, run.info.run_name)
         recorded = replace(recorded, saliency=saliency_pictures(store, _explained_children(store, run_id)))
-        return write_page(render_crossval(_predictions(store, run_id), recorded), path)
+        return _write(render_crossval, _predictions(store, run_id), recorded, path, home)
     cohort = read_json(store.download(run_id, "cohort.json"))
     context = ReportContext(
         title=f"{study}: {run.info.run_name}",
@@ -69,10 +75,12 @@ def write_run_report(store: "Store", run_id: str, path: Path) -> Path:
         environment=read_json(store.download(run_id, "environment.json")),
         history=history(store, run_id),
         published=published_values(study),
-        saliency=saliency_pictures(store, [(run_id, run.info.run_name)] if SALIENCY_TAG in run.data.tags else []),
+        saliency=saliency_pictures(store, [(run_id, run.info.run_name)])
+        if with_images and SALIENCY_TAG in run.data.tags
+        else [],
         phantom=bool(cohort["phantom"]),
     )
-    return write_page(render_report(_predictions(store, run_id), context), path)
+    return _write(render_report, _predictions(store, run_id), context, path, home)
 
 
 def write_crossval_report(
@@ -95,14 +103,35 @@ def write_crossval_report(
     """
     context = _context_of(workplan, store, conclusion, parent_run_id, findings)
     record = path.with_name(RECORD)
-    write_json(record, context.as_json())
+    write_json(record, hide_paths(context.as_json()))
     store.log_artifact(parent_run_id, record)
     return write_page(render_crossval(conclusion.held_out, context), path)
 
 
-def write_table_report(table: Path, path: Path) -> Path:
-    """Render the report of a predictions table from any software."""
-    return write_page(render_report(read_predictions(table), ReportContext(title=table.name)), path)
+def write_table_report(table: Path, path: Path, home: Path | None = None) -> Path:
+    """Render the report of a predictions table from any software.
+
+    Args:
+        table: CSV, TSV or Parquet file.
+        path: File to write.
+        home: Folder of the key, for the form that may be sent away; None for the whole report.
+    """
+    title = table.name if home is None else "Predictions table"
+    return _write(render_report, read_predictions(table), ReportContext(title=title), path, home)
+
+
+def _write(
+    render: Callable[[pd.DataFrame, Context], str],
+    predictions: pd.DataFrame,
+    context: Context,
+    path: Path,
+    home: Path | None,
+) -> Path:
+    if home is not None:
+        sharing = read_or_make_key(home)
+        context = shared_context(context, sharing)
+        write_codes(home, sharing, predictions)
+    return write_page(render(predictions, context), path)
 
 
 def _context_of(
@@ -148,9 +177,11 @@ def _context_of(
         ledgers=_ledgers(store, conclusion.jobs, workplan.sources),
         findings=findings,
         published=published_values(study.name),
-        config_yaml=redact_yaml((workplan.folder / BASE).read_text(encoding="utf-8")),
+        config_yaml=hide_paths_yaml(redact_yaml((workplan.folder / BASE).read_text(encoding="utf-8"))),
         environment=environment_facts(),
-        saliency=saliency_pictures(store, _explained_children(store, parent_run_id)),
+        saliency=saliency_pictures(store, _explained_children(store, parent_run_id))
+        if store.sends_images(parent_run_id)
+        else [],
         phantom=bool(facts["phantom"]),
         unit=data.target_unit(target) if workplan.task == "regression" else None,
     )
@@ -253,9 +284,12 @@ def saliency_pictures(store: "Store", runs: Sequence[tuple[str, str]]) -> list[P
     """
     from experiments import saliency
 
-    return [
-        picture for run_id, name in runs for picture in saliency.pictures(store.download(run_id, saliency.FOLDER), name)
-    ]
+    found = []
+    for run_id, name in runs:
+        own = store.folder(run_id) / saliency.FOLDER
+        folder = own if (own / saliency.TABLE).is_file() else store.download(run_id, saliency.FOLDER)
+        found += saliency.pictures(folder, name)
+    return found
 
 
 def _explained_children(store: "Store", run_id: str) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ from tracking.checkpoints import AtomicCheckpointIO
 from tracking.contract import BEST, CHECKPOINTS, CheckpointContract, read_contract
 from tracking.errors import StoreError
 from tracking.packs import is_pack
+from tracking.paths import without_hidden
 from tracking.shipping import find_folder
 from tracking.store import Store
 
@@ -252,6 +253,8 @@ def restore(
         checkpoint = locate_checkpoint(reference, store)
         locate = partial(locate_weights, store=store)
     contract = read_contract(checkpoint)
+    if store is not None:  # a copy that was downloaded does not lie beside the paths of its run
+        contract = contract.with_paths(store.folder(contract.run_id))
     folds = scratch / "folds.json"
     folds.write_text(contract.split_json, encoding="utf-8")
     alone = ["--trainer.devices", "1", "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]
@@ -266,7 +269,7 @@ def rebuild(contract: CheckpointContract, words: Sequence[str]) -> FontanelCLI:
     """Return the configuration that a checkpoint carries, with later words on top."""
     with scratch_folder() as scratch:
         config = scratch / "config.yaml"
-        config.write_text(contract.config, encoding="utf-8")
+        config.write_text(without_hidden(contract.config), encoding="utf-8")
         return FontanelCLI(["--config", str(config), *words])
 
 

@@ -8,7 +8,8 @@ Examples:
 The folder gets, of each participant and output, a map (NIfTI, on the grid of the participant's own first image; high is
 important) and a picture of it (PNG), and saliency.tsv: predictions and, with --mask, how much of each map lies inside
 the mask beside what chance would put there, in the whole volume (energy, chance) and in the foreground alone, which is
-the fair comparison. Table and summaries are added to the run, in its folder saliency/.
+the fair comparison. Table and summaries are added to the run, in its folder saliency/; a summary with images goes to
+a server of another machine only with --share-images.
 """
 
 import argparse
@@ -34,7 +35,7 @@ TAG = "saliency"  # of a run that has some
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel saliency`."""
-    from experiments.options import add_store_arguments
+    from experiments.options import add_image_argument, add_store_arguments
 
     parser.add_argument("reference", metavar="RUN", help="run id, run name, run folder, or checkpoint file")
     who = parser.add_mutually_exclusive_group()
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("saliency"), metavar="DIR", help="folder to write (default: ./saliency)"
     )
+    add_image_argument(parser)
     add_store_arguments(parser)
 
 
@@ -228,6 +230,8 @@ def keep(restored: "Restored", store: "Store", files: Sequence[Path]) -> None:
     """Add files to the artifacts of the run; a checkpoint may be of a run that this store does not have."""
     from experiments.session import Session
     from tracking.errors import StoreError
+    from tracking.files import make_private_folder
+    from tracking.shipping import kept_text
     from tracking.store import PARENT_TAG
 
     try:
@@ -235,9 +239,24 @@ def keep(restored: "Restored", store: "Store", files: Sequence[Path]) -> None:
     except StoreError as error:
         print(f"Nothing is added to the run: {error}")
         return
-    for file in files:
-        store.log_artifact(run_id, file, FOLDER)
+    home = make_private_folder(store.folder(run_id) / FOLDER)
+    added = {file.name: store.log_artifact(run_id, _copied(file, home), FOLDER, depicts=_shows(file)) for file in files}
     store.set_tag(run_id, TAG, "true")
-    print(f"Added to run {run_id}: {FOLDER}/ with {', '.join(file.name for file in files)}")
+    print(f"Added to run {run_id}: {FOLDER}/ with {', '.join(name for name in added if added[name])}")
+    if kept := [name for name, sent in added.items() if not sent]:
+        print(kept_text(kept, store.shown_uri, run_id))
     shown = store.client.get_run(run_id).data.tags.get(PARENT_TAG, run_id)
     print(f"A report shows them when it is written again: fontanel report {shown}")
+
+
+def _shows(file: Path) -> bool:
+    """Tell whether a file shows images; the table and the chart of shares do not."""
+    return file.name.startswith("summary_")
+
+
+def _copied(file: Path, home: Path) -> Path:
+    """Copy a file into the run's own folder, where a report finds it whether or not it was sent."""
+    copy = home / file.name
+    copy.write_bytes(file.read_bytes())
+    copy.chmod(0o600)
+    return copy

@@ -84,8 +84,12 @@ class Session:
         return assess(part, task_of(part), num_replicates=self.num_replicates)
 
     def write_report(self) -> Path:
-        """Render the run's report, keep it as an artifact, and return the local file."""
-        path = write_run_report(self.store, self.run_id, self.folder / REPORT)
+        """Render the run's report, keep it as an artifact, and return the local file.
+
+        It shows no images of participants where these must not be sent; `fontanel report` writes one that does.
+        """
+        with_images = self.store.sends_images(self.run_id)
+        path = write_run_report(self.store, self.run_id, self.folder / REPORT, with_images=with_images)
         self.store.log_artifact(self.run_id, path)
         return path
 

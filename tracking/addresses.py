@@ -1,5 +1,6 @@
 """Where runs go: the output folder, and the address of the store."""
 
+import ipaddress
 import os
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,6 +44,37 @@ def tracking_uri(explicit: str | None, folder: Path) -> str:
         f"The tracking URI '{redact_uri(uri)}' is not a store: MLflow no longer writes to plain folders. Give "
         "sqlite:///FILE.db, http://HOST:PORT or postgresql://..., or leave --tracking-uri and MLFLOW_TRACKING_URI out."
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine, by its name or number.
+
+    >>> [is_loopback(host) for host in ("localhost", "127.0.0.1", "::1", "10.0.0.1", "10.attacker.example")]
+    [True, True, True, False, False]
+    """
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def stays_here(uri: str, artifacts: str) -> bool:
+    """Tell whether the artifacts of a run stay on this machine.
+
+    A tunnel and a server that hands artifacts on look like this machine.
+
+    Args:
+        uri: Of the store.
+        artifacts: Where MLflow keeps the artifacts of the run.
+
+    >>> stays_here("http://127.0.0.1:5000", "mlflow-artifacts:/1/abc"), stays_here("http://10.0.0.1", "file:///data")
+    (True, False)
+    >>> stays_here("http://127.0.0.1:5000", "s3://bucket/1/abc"), stays_here("postgresql://db/mlflow", "file:///data")
+    (False, True)
+    """
+    if uri.startswith(SERVERS) and not is_loopback(urlsplit(uri).hostname or ""):
+        return False
+    return urlsplit(artifacts).scheme in {"", "file", "mlflow-artifacts"}
 
 
 def sqlite_path(uri: str) -> Path | None:

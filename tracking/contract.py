@@ -1,11 +1,12 @@
 """What a checkpoint says of itself, and which checkpoint of a run to take."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tracking.checkpoints import FORMAT, CheckpointError, load_checkpoint, local_path
+from tracking.paths import hide_paths_yaml, restore_paths
 from tracking.redaction import redact_yaml
 
 CONTRACT = "fontanel"  # key of the contract in a checkpoint
@@ -51,9 +52,17 @@ class CheckpointContract:
         """The split as the text of a `folds.json`."""
         return json.dumps(self.split, indent=2) + "\n"
 
+    def with_paths(self, folder: Path) -> "CheckpointContract":
+        """Return the same with the paths of its configuration, where the folder of its run knows them."""
+        return replace(self, config=restore_paths(self.config, folder))
+
     def as_dict(self) -> dict[str, Any]:
-        """Return JSON types without secrets, as they are stored."""
-        return {**asdict(self), "config": redact_yaml(self.config), "split": json.loads(self.split_json)}
+        """Return JSON types without secrets and folders of this machine, as they are stored."""
+        return {
+            **asdict(self),
+            "config": hide_paths_yaml(redact_yaml(self.config)),
+            "split": json.loads(self.split_json),
+        }
 
 
 def read_contract(path: str | Path) -> CheckpointContract:
@@ -77,7 +86,7 @@ def read_contract(path: str | Path) -> CheckpointContract:
             f"{target} has format {record.get('format')}; this version reads format {FORMAT}. Update Fontanel."
         )
     try:
-        return CheckpointContract(**record)
+        return CheckpointContract(**record).with_paths(target.parent.parent)
     except TypeError as error:
         raise CheckpointError(f"{target} has an incomplete record of how it was made: {error}.") from error
 

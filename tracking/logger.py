@@ -34,6 +34,7 @@ from tracking.journal import (
     write_start,
 )
 from tracking.params import flatten_params, valid_name
+from tracking.paths import hide_paths, hide_paths_yaml, keep_paths
 from tracking.redaction import redact, redact_yaml
 from tracking.shipping import JOURNAL_TAG, Delivery, Shipper
 from tracking.store import Point, RunStatus, Store
@@ -161,13 +162,18 @@ class RunLogger(Logger):
         self._write([{"params": flatten_params(params)}])
 
     def log_config(self, config: str) -> None:
-        """Write a configuration as the artifact `config.yaml` and as parameters.
+        """Write a configuration as the artifact `config.yaml` and as parameters; its paths stay in the run's folder.
 
         Args:
             config: The resolved configuration as YAML.
         """
+        self._keep_paths(config)
         self.log_text("config.yaml", config)
         self.log_hyperparams(yaml.safe_load(config) or {})
+
+    @rank_zero_only
+    def _keep_paths(self, config: str) -> None:
+        keep_paths(make_private_folder(self.folder), config)
 
     @rank_zero_only
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
@@ -181,15 +187,19 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_text(self, name: str, text: str) -> None:
-        """Write a text artifact; YAML is written without secrets."""
+        """Write a text artifact; YAML and JSON are written without secrets and folders of this machine."""
         path = self.folder / name
-        write_file(path, (redact_yaml(text) if path.suffix in {".yaml", ".yml"} else text).encode())
+        if path.suffix in {".yaml", ".yml"}:
+            text = hide_paths_yaml(redact_yaml(text))
+        elif path.suffix == ".json":
+            text = _json_text(json.loads(text))
+        write_file(path, text.encode())
         self.log_artifact(path)
 
     @rank_zero_only
     def log_json(self, name: str, payload: Mapping[str, Any]) -> None:
-        """Write a JSON artifact without secrets."""
-        self.log_text(name, json.dumps(redact(payload), indent=2, allow_nan=False) + "\n")
+        """Write a JSON artifact without secrets and folders of this machine."""
+        self.log_text(name, _json_text(payload))
 
     def checkpoint(self) -> int:
         """Write what was kept to the disk, and return where the journal stands: a checkpoint remembers it."""
@@ -330,6 +340,10 @@ class RunLogger(Logger):
         if (key or text) not in self._warned:
             self._warned.add(key or text)
             warnings.warn(text, RunWarning, stacklevel=3)
+
+
+def _json_text(payload: Mapping[str, Any]) -> str:
+    return json.dumps(hide_paths(redact(payload)), indent=2, allow_nan=False) + "\n"
 
 
 class PointBuffer:

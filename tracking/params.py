@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tracking.paths import hide_paths
 from tracking.redaction import redact
 
 MAXIMUM_PARAM = 6000  # characters that MLflow keeps of a value
@@ -19,7 +20,8 @@ def flatten_params(config: Mapping[str, Any] | Namespace) -> dict[str, str]:
     """Return a configuration as parameters by dotted name.
 
     `.init_args` is left out of names, lists of sections are numbered, numbers stay plain, every other value that is
-    not a string is written as JSON. Secrets are redacted. A value longer than MLflow keeps is cut and says so.
+    not a string is written as JSON. Secrets are redacted, and folders hidden. A value longer than MLflow keeps is cut
+    and says so.
 
     Args:
         config: Nested configuration, such as a parsed `config.yaml`.
@@ -30,7 +32,7 @@ def flatten_params(config: Mapping[str, Any] | Namespace) -> dict[str, str]:
         >>> flatten_params({"trainer": {"callbacks": [{"class_path": "Stop"}], "shape": [32, 40, 32], "resume": True}})
         {'trainer.callbacks.0.class_path': 'Stop', 'trainer.shape': '[32, 40, 32]', 'trainer.resume': 'true'}
     """
-    return {valid_name(name): _text(value) for name, value in _leaves(redact(_plain(config)), "")}
+    return {valid_name(name): _text(value) for name, value in _leaves(hide_paths(redact(_plain(config))), "")}
 
 
 def valid_name(name: str) -> str:

@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import http.client
-import ipaddress
 import os
 import secrets
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tracking.addresses import check_filesystem, sqlite_path
+from tracking.addresses import check_filesystem, is_loopback, sqlite_path
 from tracking.errors import StoreError
 from tracking.files import make_private_folder, write_file
 from tracking.processes import dies_with_parent
@@ -65,7 +64,7 @@ class TrackingServer:
         names: Sequence[str] = (),
         num_workers: int = 1,
     ) -> None:
-        if password is None and not _is_loopback(host):
+        if password is None and not is_loopback(host):
             raise StoreError(
                 f"The server would be open to the network on '{host}', without a password. It listens on {HOST} only "
                 "unless it asks for one: fontanel serve --auth. From another machine, you reach it through: ssh -L "
@@ -220,13 +219,6 @@ class TrackingServer:
     def _last_words(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:] if self.log.exists() else []
         return "\n".join([f" The end of {self.log}:", *(f"  {redact_text(line)}" for line in lines)])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def free_port(host: str, port: int) -> int:

@@ -3,11 +3,13 @@
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tracking.errors import StoreError
+from tracking.images import read_withheld, write_withheld
 from tracking.journal import (
     Cursor,
     Journal,
@@ -116,13 +118,35 @@ class Delivery:
             path = self.folder / record["artifact"]
             if not path.exists():
                 raise StoreError(f"{path} is gone, so run {run_id} stays without it.", permanent=True)
-            self.store.log_artifact(run_id, path, record["folder"])
+            if not self.store.log_artifact(run_id, path, record["folder"]):
+                self.refused.append(kept_text([path.name], self.store.shown_uri, run_id))
         else:
             self.store.set_status(run_id, record["status"])
 
     def _move(self, cursor: Cursor) -> None:
         write_cursor(self.folder, cursor)
         self.cursor = cursor
+
+
+def kept_text(names: Sequence[str], uri: str, run_id: str) -> str:
+    """Say that images of participants were not sent, and how to send them."""
+    return (
+        f"{', '.join(names)} not sent to {uri}: images of participants leave this machine only when that is asked for. "
+        f"Send with: fontanel sync {run_id} --share-images"
+    )
+
+
+def send_withheld(store: Store, folder: Path) -> int:
+    """Send the images that a run has kept back, and return how many there were.
+
+    Raises:
+        StoreError: If the store does not take them now.
+    """
+    run_id, kept = str(read_cursor(folder).run_id or folder.name), read_withheld(folder)
+    for number, one in enumerate(kept):
+        store.log_artifact(run_id, folder / one.path, one.folder)
+        write_withheld(folder, kept[number + 1 :])
+    return len(kept)
 
 
 class Shipper(threading.Thread):

@@ -17,9 +17,10 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from tracking.addresses import SERVERS, check_filesystem, sqlite_path, tracking_uri
+from tracking.addresses import SERVERS, check_filesystem, sqlite_path, stays_here, tracking_uri
 from tracking.errors import StoreError
 from tracking.files import make_private_folder
+from tracking.images import asked_to_share, holds_voxels, withhold
 from tracking.redaction import redact, redact_text, redact_uri
 
 if TYPE_CHECKING:
@@ -101,13 +102,16 @@ class Store:
     Args:
         uri: What `tracking_uri` returned.
         folder: What `output_folder` returned.
+        share_images: Whether images of participants may be sent to a server of another machine; as the environment
+            says by default.
 
     Raises:
         StoreError: If the store cannot be opened.
     """
 
-    def __init__(self, uri: str, folder: Path) -> None:
+    def __init__(self, uri: str, folder: Path, share_images: bool | None = None) -> None:
         self.uri = tracking_uri(uri, folder)
+        self.share_images = asked_to_share() if share_images is None else share_images
         self.output_folder = folder.absolute()
         for name, value in _MLFLOW_SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -275,20 +279,34 @@ class Store:
         hint = f" Its newest runs are:\n{listed}" if listed else " It holds no runs yet."
         raise StoreError(f"There is no run '{text}' in {self.shown_uri}.{hint}")
 
-    def log_artifact(self, run_id: str, path: Path, folder: str | None = None) -> None:
-        """Copy a file, or a folder with all it holds, to the artifacts of a run.
+    def sends_images(self, run_id: str) -> bool:
+        """Tell whether images of participants go to the artifacts of a run: they stay here, or it was asked for."""
+        if self.share_images or not stays_here(self.uri, ""):  # a server elsewhere need not be asked
+            return self.share_images
+        with _explained(f"find the artifacts of run {run_id}"):
+            return stays_here(self.uri, self.client.get_run(run_id).info.artifact_uri)
+
+    def log_artifact(self, run_id: str, path: Path, folder: str | None = None, *, depicts: bool = False) -> bool:
+        """Copy a file, or a folder with all it holds, to the artifacts of a run, and tell whether that was done.
+
+        An image of a participant goes to another machine only when that was asked for; it is kept in the run's folder.
 
         Args:
             run_id: The run.
             path: File or folder on this machine.
             folder: Folder among the artifacts, such as `checkpoints`; the top by default.
+            depicts: Whether it shows the image of a participant; volumes always do.
         """
+        if (depicts or holds_voxels(path)) and not self.sends_images(run_id):
+            withhold(self.folder(run_id), path, folder)
+            return False
         with _explained(f"write artifact {path.name} of run {run_id}"):
             if path.is_dir():
                 self.client.log_artifacts(run_id, str(path), folder)
             else:
                 self.client.log_artifact(run_id, str(path), folder)
             self._protect_artifacts(run_id)
+        return True
 
     def download(self, run_id: str, artifact: str) -> Path:
         """Return an artifact of a run as a file (or folder) on this machine; only to be read.

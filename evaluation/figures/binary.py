@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evaluation.figures.style import COLOURS, DASHES, INK, MARKERS, NOISE, add_legend, open_axes
+from evaluation.wording import size_text
 
 SQUARE = (4.3, 4.1)  # inches
 RUG = 0.07  # share of the calibration plot that the distribution of the predictions takes
@@ -118,12 +119,15 @@ def decision_curves(curves: Mapping[Line, pd.DataFrame], *, width: float = 4.3) 
     return figure
 
 
-def score_histogram(rows: pd.DataFrame, *, threshold: tuple[float, float] | None = None) -> Figure:
+def score_histogram(
+    rows: pd.DataFrame, *, threshold: tuple[float, float] | None = None, sizes: Mapping[int, str] | None = None
+) -> Figure:
     """Draw how often each risk was predicted, to those with and without the outcome.
 
     Args:
         rows: Columns `target`, `prediction`.
         threshold: Lowest and highest threshold of the models, where they have one.
+        sizes: Class -> how its size is written; counted by default.
     """
     edges = np.linspace(0, 1, NUM_BARS + 1)
     with open_axes(4.3, 3.6) as (figure, axes):
@@ -138,7 +142,7 @@ def score_histogram(rows: pd.DataFrame, *, threshold: tuple[float, float] | None
                 color=COLOURS[1 if value else 0],
                 edgecolor="white",
                 linewidth=0.5,
-                label=f"{label} (n = {total})",
+                label=f"{label} ({size_text(total) if sizes is None else sizes[value]})",
                 hatch="" if value else "///",
                 alpha=0.85,
             )
@@ -160,7 +164,8 @@ def metric_by_site(sites: pd.DataFrame, *, label: str, width: float = 4.3) -> Fi
     """Draw a metric between 0 and 1 at each site with its interval; the number of participants and events below.
 
     Args:
-        sites: Columns `site`, `num_participants`, `num_events`, `estimate`, `low`, `high` (NaN without an interval).
+        sites: Columns `site`, `num_participants` and `num_events` (or a mark in their place), `estimate`, `low`, `high`
+            (NaN without an interval).
         label: Name of the metric.
         width: Width in inches.
     """
@@ -182,7 +187,7 @@ def metric_by_site(sites: pd.DataFrame, *, label: str, width: float = 4.3) -> Fi
             if np.isnan(value):
                 axes.text(place, 0.5, "undefined", rotation=90, ha="center", va="center", color=NOISE, fontsize=8)
         ticks = [
-            f"{row['site']}\nn = {row['num_participants']}\n{row['num_events']} events"
+            f"{row['site']}\n{size_text(row['num_participants'])}\n{row['num_events']} events"
             for row in sites.to_dict("records")
         ]
         axes.set_xticks(places, ticks)

@@ -1,5 +1,7 @@
 """Figures of a continuous outcome and of a training: functions from a table to a matplotlib Figure."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 from evaluation.estimate import Estimate
 from evaluation.figures.style import COLOURS, INK, MARKERS, add_legend, open_axes, open_panels, svg_data_uri
 from evaluation.regression import point_estimates
-from evaluation.wording import MINUS, interval_text, with_unit
+from evaluation.wording import MINUS, interval_text, size_text, with_unit
 
 __all__ = [
     "error_by_bin",
@@ -46,7 +48,12 @@ def predicted_vs_target(rows: pd.DataFrame, *, name: str = "target", unit: str |
 
 
 def error_vs_target(
-    rows: pd.DataFrame, *, name: str = "target", unit: str | None = None, slope: Estimate | None = None
+    rows: pd.DataFrame,
+    *,
+    name: str = "target",
+    unit: str | None = None,
+    slope: Estimate | None = None,
+    fitted_on: pd.DataFrame | None = None,
 ) -> Figure:
     """Draw prediction - target against the target with its regression line.
 
@@ -55,15 +62,17 @@ def error_vs_target(
         name: What the target is called.
         unit: Its unit.
         slope: Slope with interval, written beside the line.
+        fitted_on: Rows that the line is fitted on, where those drawn are not as they were.
     """
     with open_axes(4.3, 4.1) as (figure, axes):
         error = rows["prediction"] - rows["target"]
         axes.axhline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="no error")
         _scatter(axes, rows, error)
-        fitted = point_estimates(rows["target"], rows["prediction"])
+        whole = rows if fitted_on is None else fitted_on
+        fitted = point_estimates(whole["target"], whole["prediction"])
         if np.isfinite(fitted["bias_slope"]):
             ends = np.array([rows["target"].min(), rows["target"].max()])
-            line = fitted["mean_bias"] + fitted["bias_slope"] * (ends - rows["target"].mean())
+            line = fitted["mean_bias"] + fitted["bias_slope"] * (ends - whole["target"].mean())
             axes.plot(ends, line, color=INK, linewidth=1.8, label="regression line")
         if slope is not None and slope.defined:
             axes.set_title(f"slope {interval_text(slope, 2)}", color=INK)
@@ -72,17 +81,15 @@ def error_vs_target(
     return figure
 
 
-def error_by_bin(bins: pd.DataFrame, *, name: str = "target", unit: str | None = None) -> Figure:
+def error_by_bin(bins: pd.DataFrame, *, labels: Sequence[str], name: str = "target", unit: str | None = None) -> Figure:
     """Draw the mean absolute error of each bin with its interval and number of participants.
 
     Args:
         bins: As `evaluation.regression.mae_by_age_bin` gives them.
+        labels: What the bins are called.
         name: What the target is called.
         unit: Its unit.
     """
-    labels = [
-        f"{start:g}\u2013{stop:g}" for start, stop in zip(bins["start"].round(2), bins["stop"].round(2), strict=True)
-    ]
     with open_axes(4.3, 3.2) as (figure, axes):
         _intervals(axes, labels, bins)
         axes.set(xlabel=with_unit(f"True {name}", unit), ylabel=with_unit("Mean absolute error", unit))
@@ -93,7 +100,8 @@ def error_by_site(sites: pd.DataFrame, *, unit: str | None = None, width: float 
     """Draw the mean absolute error of each site with its interval, beside that of predicting the mean.
 
     Args:
-        sites: Columns `site`, `num_participants`, `mae`, `mae_low`, `mae_high`, `mae_predict_mean`.
+        sites: Columns `site`, `num_participants` (or a mark in its place), `mae`, `mae_low`, `mae_high`,
+            `mae_predict_mean`.
         unit: Unit of the target.
         width: Width in inches.
     """
@@ -177,12 +185,12 @@ def _scatter(axes: Axes, rows: pd.DataFrame, values: pd.Series) -> None:
             linewidth=0,
             color=COLOURS[number],
             marker=MARKERS[number],
-            label=f"{site} (n = {int(here.sum())})",
+            label=f"{site} ({size_text(int(here.sum()))})",
             rasterized=rasterized,
         )
 
 
-def _intervals(axes: Axes, labels: list[str], table: pd.DataFrame, label: str | None = None) -> None:
+def _intervals(axes: Axes, labels: Sequence[str], table: pd.DataFrame, label: str | None = None) -> None:
     """Draw `mae` with its interval at one place per row, n under each label."""
     places = np.arange(len(table))
     reach = np.stack([table["mae"] - table["mae_low"], table["mae_high"] - table["mae"]]).astype(np.float64)
@@ -199,7 +207,7 @@ def _intervals(axes: Axes, labels: list[str], table: pd.DataFrame, label: str | 
     )
     crowded = len(table) > MAX_UPRIGHT_LABELS
     ticks = [
-        f"{text} (n = {count})" if crowded else f"{text}\nn = {count}"
+        f"{text} ({size_text(count)})" if crowded else f"{text}\n{size_text(count)}"
         for text, count in zip(labels, table["num_participants"], strict=True)
     ]
     axes.set_xticks(places, ticks, rotation=90 if crowded else 0)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from evaluation.figures.binary import Line
 from evaluation.figures.style import COLOURS, INK, MARKERS, NOISE, RULE, add_legend, open_axes, open_panels
-from evaluation.wording import enough_digits, number_text, signed_text
+from evaluation.wording import enough_digits, number_text, signed_text, size_text
 
 FULL = 8.8  # inches of the width of a page
 ROW = 0.24  # inches of a row of the forest
@@ -196,7 +196,9 @@ def _gain_text(row: Mapping[Any, Any], digits: int) -> str:
 def _cell(axes: Axes, place: tuple[int, int], cell: Mapping[Any, Any], digits: int, colour: str) -> None:
     estimate = float(cell["estimate"])
     value = number_text(estimate, digits) if np.isfinite(estimate) else "undefined"
-    events = float(cell["num_events"]) if cell["num_events"] is not None else np.nan
-    counts = f"n = {cell['num_participants']}" + (f", {events:.0f} events" if np.isfinite(events) else "")
+    events = cell["num_events"]
+    counts = size_text(cell["num_participants"])
+    if isinstance(events, str) or (events is not None and np.isfinite(events)):
+        counts += f", {events if isinstance(events, str) else f'{events:.0f}'} events"
     axes.text(place[0], place[1], value, ha="center", va="bottom", color=colour, fontsize=10.5, fontweight="bold")
     axes.text(place[0], place[1], counts, ha="center", va="top", color=colour, fontsize=7.5, linespacing=1.3)

@@ -16,9 +16,9 @@ from evaluation.figures.binary import Line
 from evaluation.operating_point import DEFAULT_THRESHOLD, confusion
 from evaluation.report.curves import NUM_REPLICATES, calibration_table, ranked_by_confident_error, roc_table
 from evaluation.report.page import Picture, Table, picture
-from evaluation.report.parts import MIN_SITE_PARTICIPANTS, Part, all_sites, who
+from evaluation.report.parts import MIN_SITE_PARTICIPANTS, Part, all_sites, drawn, num_events, site_label, who
 from evaluation.tasks import metrics_of
-from evaluation.wording import interval_text, number_text, share_text
+from evaluation.wording import interval_text, number_text, share_text, size_text
 
 RESULTS = ("auroc", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "brier", "calibration_slope")
 HEADS = ("AUROC", "Balanced accuracy", "Sensitivity", "Specificity", "PPV", "NPV", "Brier", "Calibration slope")
@@ -38,7 +38,7 @@ def answer(part: Part, external: Part | None = None) -> str:
     start = f"{f'For {part.model}: in' if part.model else 'In'} {who(part)}{seen.get(part.split, '')}"
     if not area.defined:
         return f"{start} the area under the ROC curve is undefined: all of them have the same outcome."
-    text = f"{start} ({events_text(part.assessment)}) the area under the ROC curve was {_with_interval(area)}, "
+    text = f"{start} ({events_text(part)}) the area under the ROC curve was {_with_interval(area)}, "
     text += _against_chance(area)
     metrics = part.assessment.metrics
     if metrics["sensitivity"].defined and metrics["specificity"].defined:
@@ -59,9 +59,10 @@ def results_table(parts: Sequence[Part]) -> Table:
     rows: list[list[str]] = []
     for part in parts:
         rows.append([part.label])
-        for name, assessment in {all_sites(part): part.assessment, **part.sites}.items():
-            counts = [f"{assessment.num_participants}", f"{num_events(assessment)}"]
-            rows.append([name, *counts, *(_shown(assessment, key) for key in RESULTS)])
+        for site, assessment in {"": part.assessment, **part.sites}.items():
+            counts = [str(part.counts[kind, site]) for kind in ("n", "events")]
+            values = [_shown(assessment, key) if part.shows(site) else "" for key in RESULTS]
+            rows.append([site or all_sites(part), *counts, *values])
     note = (
         f"n: participants. Second lines: 95 % intervals (see “Methods”), {first.num_replicates:,} bootstrap replicates "
         f"where they are bootstrapped, from {MIN_SITE_PARTICIPANTS} participants on. AUROC: area under the ROC curve, "
@@ -73,7 +74,8 @@ def results_table(parts: Sequence[Part]) -> Table:
 def worst_table(parts: Sequence[Part]) -> Table:
     """Return the participants about whom the model was surest and wrong."""
     rows = pd.concat(
-        [ranked_by_confident_error(part.assessment.rows).assign(part=part.short) for part in parts], ignore_index=True
+        [drawn(part, ranked_by_confident_error(part.assessment.rows)).assign(part=part.short) for part in parts],
+        ignore_index=True,
     )
     worst = rows.sort_values("error", ascending=False, kind="stable").head(NUM_WORST)
     optional = [name for name in ("dataset", "session_id") if (rows[name] != "").any()]
@@ -114,7 +116,7 @@ def refusal(part: Part) -> str:
 def checklist_texts(part: Part) -> dict[str, str]:
     """Return the items of the checklist that differ from those of a continuous outcome."""
     return {
-        "13": f"{events_text(part.assessment)}; nothing was resampled for the evaluation.",
+        "13": f"{events_text(part)}; nothing was resampled for the evaluation.",
         "15": f"A probability; the decision is taken at {_threshold_words(part)}.",
     }
 
@@ -154,28 +156,23 @@ def interval_sentences(part: Part) -> list[str]:
     return sentences
 
 
-def num_events(assessment: Assessment) -> int:
-    """Return how many participants have the outcome."""
-    return int(assessment.rows.groupby("participant")["target"].max().sum())
-
-
-def events_text(assessment: Assessment) -> str:
+def events_text(part: Part) -> str:
     """Say how many participants have the outcome."""
-    return f"{share_text(num_events(assessment), assessment.num_participants)} with the outcome"
+    return f"{share_text(part.events, part.size)} with the outcome"
 
 
 def sites_frame(parts: Sequence[Part]) -> pd.DataFrame:
     """Return the area under the ROC curve by site of the given parts, for the figure."""
     records = []
     for part in parts:
-        for site, assessment in (part.sites or {all_sites(part): part.assessment}).items():
+        for site, assessment in (part.shown_sites or {"": part.assessment}).items():
             area = assessment.metrics["auroc"]
             ends = (area.low, area.high) if assessment.num_participants >= MIN_SITE_PARTICIPANTS else (None, None)
             records.append(
                 {
-                    "site": f"{site} (external)" if part.split == "external" else site,
-                    "num_participants": assessment.num_participants,
-                    "num_events": num_events(assessment),
+                    "site": site_label(part, site),
+                    "num_participants": part.counts["n", site],
+                    "num_events": part.counts["events", site],
                     "estimate": area.estimate,
                     "low": np.nan if ends[0] is None else ends[0],
                     "high": np.nan if ends[1] is None else ends[1],
@@ -255,15 +252,17 @@ def _histogram(part: Part) -> Picture:
     limits = (rows["threshold"].min(), rows["threshold"].max()) if "threshold" in rows else (DEFAULT_THRESHOLD,) * 2
     counts = confusion(rows["target"], decisions(rows))
     over = f", summed over {part.assessment.num_runs} runs" if part.assessment.num_runs > 1 else ""
-    words = (
-        f"{counts.true_positives} true positives, {counts.false_positives} false positives, {counts.false_negatives} "
-        f"false negatives, {counts.true_negatives} true negatives{over}"
-    )
+    words = f"at {_threshold_words(part)}"
+    if part.sharing is None:  # small numbers of wrong decisions follow from the others
+        words += (
+            f": {counts.true_positives} true positives, {counts.false_positives} false positives, "
+            f"{counts.false_negatives} false negatives, {counts.true_negatives} true negatives{over}"
+        )
+    sizes = None if part.sharing is None else {1: size_text(part.events), 0: size_text(part.counts["others", ""])}
     return picture(
-        figures.score_histogram(rows, threshold=limits),
-        f"Histogram of the predicted risk by class; {words}",
-        f"Predicted risks of those with the outcome (up) and without (down). {part.label}. At "
-        f"{_threshold_words(part)}: {words}.",
+        figures.score_histogram(rows, threshold=limits, sizes=sizes),
+        f"Histogram of the predicted risk by class, decided {words}",
+        f"Predicted risks of those with the outcome (up) and without (down). {part.label}. Decided {words}.",
     )
 
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.disclosure import ENOUGH, Count, is_hidden, top_coded_text
 from evaluation.report.page import Box, Flow, Table
 from evaluation.report.parts import Part
-from evaluation.wording import capitalised, count_text, join_words, number_text, share_text, with_unit
+from evaluation.wording import capitalised, count_text, join_words, number_text, people_text, share_text, with_unit
 
 PARTS = {"train": "Training", "val": "Validation", "test": "Test", "external": "External", "": "All rows"}
 
@@ -25,14 +26,19 @@ def flow_of(cohort: Mapping[str, Any] | None, parts: Sequence[Part]) -> Flow:
         boxes = [
             Box(
                 PARTS.get(split, split),
-                count_text(part.assessment.num_participants, "participant"),
+                people_text(part.size),
                 _left_out(part),
             )
             for split, part in scored.items()
         ]
         total = pd.concat([_people(part) for part in scored.values()])
+        everybody: Count = int(total["participant"].nunique())
         lines = [count_text(total["site"].nunique(), "site"), count_text(int(total["num_images"].sum()), "image")]
-        return Flow(Box("Predictions table", count_text(total["participant"].nunique(), "participant"), lines), boxes)
+        if any(is_hidden(part.counts["n", site]) for part in scored.values() for site in ["", *part.sites]):
+            lines = lines[:1]  # of images, often one to a participant
+        if any(is_hidden(part.size) for part in scored.values()):
+            everybody = ENOUGH
+        return Flow(Box("Predictions table", people_text(everybody), lines), boxes)
     boxes = []
     for split in sorted(counts["split"].unique(), key=_order):
         here = counts[counts["split"] == split]
@@ -111,14 +117,24 @@ def _scored_records(parts: Sequence[Part], is_binary: bool) -> list[list[str]]:
     records = []
     for part in _first_by_split(parts).values():
         for site, people in _people(part).groupby("site", sort=True):
-            target = people["target"]
-            counted = [str(site), f"{people['participant'].nunique()}", f"{int(people['num_images'].sum())}"]
+            target, place = people["target"], str(site) if part.sites else ""
+            size = part.counts["n", place]
+            images = "" if part.hidden_sites or is_hidden(size) else f"{int(people['num_images'].sum())}"
+            counted = [str(site), str(size), images]
             if is_binary:
-                spread = [share_text(target.sum(), len(target))]
+                spread = [_share(target, size, part.counts["events", place])]
+            elif part.shows(place):
+                ends = [top_coded_text(end, part.oldest) for end in (target.min(), target.max())]
+                spread = [_spread(target.mean(), target.std()), " to ".join(ends)]
             else:
-                spread = [_spread(target.mean(), target.std()), _range(target.min(), target.max())]
+                spread = ["", ""]
             records.append([PARTS.get(part.split, part.split), part.output or "target", *counted, *spread])
     return records
+
+
+def _share(target: pd.Series, size: Count, events: Count) -> str:
+    """Return how many participants and sessions have the outcome; a mark where that of the participants is hidden."""
+    return str(events) if is_hidden(size) or is_hidden(events) else share_text(target.sum(), len(target))
 
 
 def _spread(mean: float | None, sd: float | None) -> str:
@@ -132,8 +148,8 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def _left_out(part: Part) -> list[str]:
-    missing = part.assessment.num_missing_target
-    return [f"left out, target missing: {count_text(missing, 'row')}"] if missing else []
+    missing = part.counts["missing", ""]
+    return [f"left out, target missing: {people_text(missing, 'row')}"] if missing else []
 
 
 def _people(part: Part) -> pd.DataFrame:

@@ -9,11 +9,14 @@ from typing import Any
 import pandas as pd
 
 from evaluation.design import Design
+from evaluation.disclosure import Sharing
 from evaluation.estimate import NUM_REPLICATES, Estimate
 from evaluation.gain import REFERENCE, Gain
 from evaluation.leakage import Finding
 from evaluation.paired import CorrectedT
 from evaluation.report.page import Picture, Table
+
+NOT_KEPT = ("saliency", "sharing")  # of the context of a cross-validation, when it is kept as JSON
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class ReportContext:
         environment: Versions and machine (`environment.json`).
         history: Columns `key`, `step`, `value`: the course of the training.
         published: Figures of the literature: `metric`, `value`, and `unit`, `cohort`, `source`, `doi` where known.
-        saliency: Pictures of what the predictions rest on.
+        saliency: Pictures of what the predictions rest on; a shared page has none.
+        sharing: How the page names participants where it may leave the place where they are known.
         phantom: Whether the cohort is made by software.
         unit: Unit of the target; years for the output `age` by default.
         design: How the participants came to be studied; it matters to a binary outcome.
@@ -55,6 +59,7 @@ class ReportContext:
     history: pd.DataFrame | None = None
     published: Sequence[Mapping[str, Any]] = ()
     saliency: Sequence[Picture] = ()
+    sharing: Sharing | None = None
     phantom: bool = False
     unit: str | None = None
     design: Design = field(default_factory=Design)
@@ -92,7 +97,8 @@ class CrossvalContext:
             `of` (`gain` for a gain over training from scratch), and `unit`, `cohort`, `source`, `doi` where known.
         config_yaml: The resolved configuration that all arms share.
         environment: Versions and machine (`environment.json`).
-        saliency: Pictures of what the predictions of its runs rest on; not kept as JSON.
+        saliency: Pictures of what the predictions of its runs rest on; not kept as JSON, and not shared.
+        sharing: As above; not kept as JSON.
         phantom: Whether the cohort is made by software.
         unit: Unit of the target; years for the output `age` by default.
         design: How the participants came to be studied; it matters to a binary outcome.
@@ -123,6 +129,7 @@ class CrossvalContext:
     config_yaml: str | None = None
     environment: Mapping[str, Any] | None = None
     saliency: Sequence[Picture] = ()
+    sharing: Sharing | None = None
     phantom: bool = False
     unit: str | None = None
     design: Design = field(default_factory=Design)
@@ -132,7 +139,7 @@ class CrossvalContext:
 
     def as_json(self) -> dict[str, Any]:
         """Return JSON types, from which `from_json` makes the same context, pictures apart."""
-        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "saliency"}
+        content = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in NOT_KEPT}
         content["created"] = self.created.isoformat()
         content["design"] = asdict(self.design)
         for name in ("cells", "subgroups"):

@@ -11,6 +11,7 @@ from evaluation.report.crossval_figures import (
     refusal,
 )
 from evaluation.report.crossval_records import findings_table, ledger_table, lock_table, published_beside
+from evaluation.report.crossval_sharing import shared_characteristics
 from evaluation.report.crossval_tables import (
     arms_table,
     arms_words,
@@ -27,6 +28,7 @@ from evaluation.report.crossval_text import answer, beside, checklist, methods, 
 from evaluation.report.page import Table, optional_facts, render_page
 from evaluation.report.participants import Characteristic, characteristics_table
 from evaluation.report.results import CrossvalResults, results_of
+from evaluation.report.sharing import notices
 from evaluation.wording import join_words
 
 __all__ = ["CrossvalContext", "render_crossval"]
@@ -43,16 +45,18 @@ def render_crossval(predictions: pd.DataFrame, context: CrossvalContext) -> str:
         PredictionsError: The table has problems, its arms score different participants, or nobody was held out.
     """
     results = results_of(predictions, context)
-    cohort = {key: value for key, value in (context.cohort or {}).items() if key != "counts"}
+    hidden = {"counts"} if context.sharing is None else {"counts", "participants", "images", "without_target"}
+    cohort = {key: value for key, value in (context.cohort or {}).items() if key not in hidden}
     return render_page(
         "crossval.html.j2",
         context=context,
+        notices=notices(context.sharing),
         protocol_name=results.protocol,
         question=question(results),
         answer=answer(results),
         beside=beside(results),
         flow=flow(results),
-        characteristics=context.characteristics or _characteristics(results),
+        characteristics=_shown(results),
         protocol=protocol_sentences(results),
         sizes=sizes_table(results),
         lock=lock_table(results),
@@ -87,6 +91,12 @@ def _characteristics(results: CrossvalResults) -> Table:
     return characteristics_table(people, [Characteristic(results.output, unit=unit)])
 
 
+def _shown(results: CrossvalResults) -> Table:
+    """Return who took part, as the page may say it."""
+    table = results.context.characteristics or _characteristics(results)
+    return shared_characteristics(table, results.counts, results.output) if results.shared else table
+
+
 def _cohort_name(results: CrossvalResults) -> str:
     names = [
         str(table.get("dataset") or table.get("name")) for table in (results.context.cohort or {}).get("tables", [])
@@ -96,6 +106,8 @@ def _cohort_name(results: CrossvalResults) -> str:
 
 def _pooling(results: CrossvalResults) -> list[str]:
     """Return the pooled area of each arm in words, or why there is none."""
+    if not all(map(results.shows, results.sites)):
+        return ["The sites are not pooled here: of some, counts and metrics are hidden."]
     texts = {arm: pooled.text for arm, pooled in results.pooled.items()}
     if len(set(texts.values())) == 1:
         return [next(iter(texts.values()))]

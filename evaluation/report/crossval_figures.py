@@ -1,5 +1,6 @@
 """The figures of the report of a cross-validation."""
 
+import numpy as np
 import pandas as pd
 
 from evaluation.decision_curve import decision_curve
@@ -24,7 +25,7 @@ def forest_picture(results: CrossvalResults) -> Picture | None:
     rows = []
     for arm in results.arms[1:]:
         own = [gain for gain in results.gains if gain.arm == arm.name]
-        at_sites = [gain for gain in own if gain.site is not None]
+        at_sites = [gain for gain in own if gain.site is not None and results.shows(gain.site)]
         for gain in [*at_sites, *(gain for gain in own if gain.site is None)]:
             rows.append(
                 {
@@ -32,7 +33,9 @@ def forest_picture(results: CrossvalResults) -> Picture | None:
                     "kind": arm.kind,
                     "site": gain.site or (ALL_SITES if at_sites else results.sites[0]),
                     "whole": gain.site is None,
-                    "num_participants": gain.num_participants,
+                    "num_participants": results.counts["n", gain.site or ""]
+                    if results.shared
+                    else gain.num_participants,
                     "gain": gain.gain.estimate,
                     "low": float("nan") if gain.gain.low is None else gain.gain.low,
                     "high": float("nan") if gain.gain.high is None else gain.gain.high,
@@ -128,6 +131,7 @@ def heat_map_picture(results: CrossvalResults) -> Picture | None:
         f"{arm}, trained at {cell['train_sites']}, tested at {cell['test_site']}: {cell['estimate']:.2f}"
         for arm, matrix in results.matrices.items()
         for cell in matrix.to_dict("records")
+        if np.isfinite(cell["estimate"]) or not results.shared
     )
     return picture(
         figure,

@@ -40,8 +40,11 @@ def findings_table(results: CrossvalResults) -> Table | None:
     """Return what the leakage audit found; None where there was none."""
     if results.context.findings is None:
         return None
-    rows = [[one.check, one.status, one.found, one.advice] for one in results.context.findings]
     note = "leak: invalidates a test. warning: may explain a score. unknown: could not be looked at."
+    if results.shared:  # what was found is said with names and counts of participants
+        rows = [[one.check, one.status, one.advice] for one in results.context.findings]
+        return Table("Leakage audit.", ["Check", "Status", "What to do"], rows, 3, note)
+    rows = [[one.check, one.status, one.found, one.advice] for one in results.context.findings]
     return Table("Leakage audit.", ["Check", "Status", "Found", "What to do"], rows, 4, note)
 
 

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 
 from evaluation.cross_site import CALIBRATION
+from evaluation.disclosure import Count
 from evaluation.estimate import Estimate
 from evaluation.report.arms import KINDS, Arm, gain_of
+from evaluation.report.crossval_sharing import range_text
 from evaluation.report.page import Box, Flow, Table
 from evaluation.report.results import CrossvalResults
 from evaluation.tasks import metrics_of
@@ -19,6 +21,7 @@ from evaluation.wording import (
     join_words,
     number_text,
     p_text,
+    people_text,
     share_text,
     with_unit,
 )
@@ -31,23 +34,26 @@ def flow(results: CrossvalResults) -> Flow:
     """Return the flow of participants: the cohort, and each test site with what its models were trained on."""
     cohort, cells = results.context.cohort or {}, results.context.cells
     boxes = []
-    for site, own in results.rows.groupby("site", sort=True):
-        people = own.groupby("participant")["target"].max()
-        lines = [f"{share_text(people.sum(), len(people))} with the outcome"] if results.task == "binary" else []
+    for site in results.sites:
+        size = results.counts["n", site]
+        events = share_text(results.counts["events", site], size) if results.task == "binary" else ""
+        lines = [f"{events} with the outcome"] if events else []
         if cells is not None:
             lines += [
-                f"{words} {_range_text(_sizes(cells, str(site), part))}"
+                f"{words} {range_text(_sizes(cells, site, part), shared=results.shared)}"
                 for part, words in TRAINED.items()
-                if len(_sizes(cells, str(site), part))
+                if len(_sizes(cells, site, part))
             ]
-        boxes.append(Box(f"Tested: {site}", count_text(len(people), "participant"), lines))
-    total = int(cohort.get("participants") or results.num_participants + results.num_missing)
-    lines = [count_text(int(cohort["images"]), "image")] if cohort.get("images") else []
+        boxes.append(Box(f"Tested: {site}", people_text(size), lines))
+    everybody: Count = int(cohort.get("participants") or results.num_participants + results.num_missing)
+    if results.shared:
+        everybody = results.size  # the others would follow from those that were not scored
+    lines = [count_text(int(cohort["images"]), "image")] if cohort.get("images") and not results.shared else []
     lines.append(count_text(int(cohort.get("sites") or len(results.sites)), "site"))
-    lines.append(f"outcome not known: {results.num_missing}")
+    lines.append(f"outcome not known: {results.missing}")
     if "verified" in cohort:
         lines.append("every file verified" if cohort["verified"] else "files not verified")
-    return Flow(Box("Cohort", count_text(total, "participant"), lines), boxes)
+    return Flow(Box("Scored" if results.shared else "Cohort", people_text(everybody), lines), boxes)
 
 
 def sizes_table(results: CrossvalResults) -> Table | None:
@@ -58,9 +64,9 @@ def sizes_table(results: CrossvalResults) -> Table | None:
     rows = []
     for site in results.sites:
         held_out = _of_site(cells, site)
-        sizes = [_range_text(_sizes(cells, site, part)) for part in ("train", "val")]
+        sizes = [range_text(_sizes(cells, site, part), shared=results.shared) for part in ("train", "val")]
         tested = held_out.groupby(["repeat", "fold"])["participants"].sum()
-        rows.append([site, f"{len(tested)}", *sizes, _range_text(tested)])
+        rows.append([site, f"{len(tested)}", *sizes, range_text(tested, shared=results.shared)])
     columns = ["Test site", "Test sets", "Training", "Validation", "Test"]
     note = "Participants of one training; a range where trainings differ. A test set is one fold of one repeat."
     return Table("Size of the trainings.", columns, rows, 1, note)
@@ -104,6 +110,9 @@ def sites_table(results: CrossvalResults) -> Table | None:
     for arm in results.arms:
         cells = [arm.name]
         for site in shown:
+            if not results.shows(site):
+                cells += ["", ""]
+                continue
             gain = gain_of(results.gains, arm.name, site)
             value = results.scores[results.metric][arm.name].sites.get(site, Estimate(np.nan))
             cells.append(_two_lines(value if gain is None else gain.value, digits))
@@ -166,10 +175,11 @@ def matrix_table(results: CrossvalResults) -> Table:
     for arm, matrix in results.matrices.items():
         rows.append([arm])
         for cell in matrix.to_dict("records"):
-            events = "" if pd.isna(cell["num_events"]) else f"{cell['num_events']:.0f}"
+            events = _count(cell["num_events"])
             names = [str(cell["train_sites"]).replace("+", " + ") or "not known", str(cell["test_site"])]
             values = [_of_cell(cell, "estimate", "", digits), *(_of_cell(cell, name, f"{name}_", 2) for name in extra)]
-            rows.append([names[0], names[1], f"{cell['num_participants']}", events, *values])
+            values = values if results.shows(str(cell["test_site"])) else [""] * len(values)
+            rows.append([*names, _count(cell["num_participants"]), events, *values])
     columns = ["Trained at", "Tested at", "n", "Events", _head(results), *(shown[name].label for name in extra)]
     return Table("Training site by test site.", columns, rows, 2, "Second lines: 95 % intervals.")
 
@@ -186,10 +196,9 @@ def subgroup_table(results: CrossvalResults) -> Table | None:
         rows.append([capitalised(str(column).replace("_", " "))])
         for level, cells in own.groupby("level", sort=False):
             first = cells.iloc[0]
-            events = "" if pd.isna(first["num_events"]) else f"{first['num_events']:.0f}"
             by_arm = {str(cell["arm"]): cell for cell in cells.to_dict("records")}
             values = [_subgroup_cell(by_arm.get(arm), digits) for arm in shown]
-            rows.append([str(level), f"{first['num_participants']:.0f}", events, *values])
+            rows.append([str(level), _count(first["num_participants"]), _count(first["num_events"]), *values])
     note = (
         "Too few: under ten participants with or without the outcome. Exploratory: intervals are not adjusted, and a "
         "difference between subgroups is not tested."
@@ -290,8 +299,8 @@ def _sizes(cells: pd.DataFrame, site: str, part: str) -> pd.Series:
     return own.groupby(["repeat", "fold"])["participants"].sum()
 
 
-def _range_text(sizes: pd.Series) -> str:
-    if sizes.empty:
-        return "0"
-    low, high = int(sizes.min()), int(sizes.max())
-    return f"{low}" if low == high else f"{low} to {high}"
+def _count(count: float | str) -> str:
+    """Return a count, or the mark in its place; empty where there is none."""
+    if isinstance(count, str):
+        return count
+    return "" if pd.isna(count) else f"{count:.0f}"

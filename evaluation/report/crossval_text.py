@@ -18,6 +18,7 @@ from evaluation.wording import (
     join_words,
     number_text,
     p_text,
+    people_text,
     share_text,
     signed_text,
 )
@@ -122,7 +123,7 @@ def checklist(results: CrossvalResults) -> list[Item]:
     context = results.context
     tables = join_words([str(table.get("name")) for table in (context.cohort or {}).get("tables", [])])
     whole = results.whole(results.main)
-    size = count_text(results.num_participants, "participant")
+    size = people_text(results.size)
     if whole is not None and whole.detectable == whole.detectable:
         digits = metrics_of(results.task)[results.metric].digits
         size += (
@@ -137,7 +138,7 @@ def checklist(results: CrossvalResults) -> list[Item]:
         "7": (context.config_yaml and "Every step is in “Configuration”.") or "",
         "8": f"Output “{results.output}”" + (f" in {results.unit}." if results.unit else "."),
         "10": f"{size}.",
-        "11": f"{count_text(results.num_missing, 'participant')} without a known outcome left out of the scores.",
+        "11": f"{_missing(results)} without a known outcome left out of the scores.",
         "12a-c": "See “Methods” and “Arms”.",
         "12d": f"{capitalised(_sites_words(results))}; results by site, and by training and test site.",
         "12e-g": "See “Methods”.",
@@ -250,7 +251,7 @@ def _reference_words(results: CrossvalResults) -> str:
 
 
 def _scope(results: CrossvalResults) -> str:
-    people = count_text(results.num_participants, "participant")
+    people = people_text(results.size)
     runs = f", {results.num_runs} runs of each arm" if results.num_runs > 1 else ""
     mean = ", mean over sites" if len(results.sites) > 1 else ""
     return f"in {people} of {_sites_words(results)}{mean}{runs}"
@@ -276,8 +277,11 @@ def _is_transfer(results: CrossvalResults, gain: Gain) -> bool:
 
 
 def _events(results: CrossvalResults) -> str:
-    people = results.rows.groupby("participant")["target"].max()
-    return f"{share_text(people.sum(), len(people))} with the outcome"
+    return f"{share_text(results.counts['events', ''], results.size)} with the outcome"
+
+
+def _missing(results: CrossvalResults) -> str:
+    return people_text(results.missing if results.shared else results.num_missing)
 
 
 def _lock_words(lock: Mapping[str, Any] | None) -> str:
@@ -356,6 +360,7 @@ def _statistics_sentences(results: CrossvalResults) -> list[str]:
         )
     if any(gain.corrected_t for gain in results.gains):
         sentences.append("The corrected resampled t-test is Nadeau and Bengio's (doi:10.1023/A:1024068626366).")
-    missing = count_text(results.num_missing, "participant")
-    sentences.append(f"Participants without a known outcome were not scored ({missing}); no outcome was imputed.")
+    sentences.append(
+        f"Participants without a known outcome were not scored ({_missing(results)}); no outcome was imputed."
+    )
     return sentences

@@ -1,17 +1,19 @@
 """The parts of a report of one run: each protocol, arm, output and split of its predictions, assessed."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
 
 from evaluation.assessment import Assessment, assess
 from evaluation.design import Design
+from evaluation.disclosure import ENOUGH, FEW, SMALLEST, Count, Sharing, is_hidden, is_told, oldest_shown, suppress
 from evaluation.parts import HELD_OUT_OR_UNSAID
 from evaluation.predictions import KEY, PredictionsError
 from evaluation.tasks import task_of
-from evaluation.wording import count_text, join_words
+from evaluation.wording import join_words, people_text
 
 SPLITS = {
     "test": "Test: held-out participants",
@@ -22,6 +24,7 @@ SPLITS = {
 }
 MIN_SITE_PARTICIPANTS = 5
 MAX_NAMED_SITES = 4  # sites that a sentence names
+OTHER_SITES = "other sites"  # what sites are called together whose counts are hidden
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Part:
         output: Its output.
         assessment: Its metrics.
         sites: Metrics by site, where it has several.
+        counts: By site, "" for all sites, and as they are printed: participants (`n`), `events`, `others` without the
+            outcome, and rows whose target is `missing`.
+        oldest: Largest target that is printed, in its unit.
+        sharing: How participants are named where the page is shared.
     """
 
     label: str
@@ -45,6 +52,33 @@ class Part:
     output: str
     assessment: Assessment
     sites: Mapping[str, Assessment]
+    counts: Mapping[tuple[str, str], Count]
+    oldest: float = math.inf
+    sharing: Sharing | None = None
+
+    @property
+    def size(self) -> Count:
+        """Number of participants."""
+        return self.counts["n", ""]
+
+    @property
+    def events(self) -> Count:
+        """Number of participants with the outcome, where it is binary."""
+        return self.counts["events", ""]
+
+    @property
+    def hidden_sites(self) -> set[str]:
+        """Sites of which a count is not printed: a list of participants must not tell them apart either."""
+        return {site for site in self.sites if not self.shows(site)}
+
+    @property
+    def shown_sites(self) -> dict[str, Assessment]:
+        """The metrics of the sites that are printed: those whose counts are."""
+        return {site: own for site, own in self.sites.items() if self.shows(site)}
+
+    def shows(self, site: str) -> bool:
+        """Whether the metrics of a site, or of all of them together, are printed."""
+        return is_told(self.counts, site)
 
     @property
     def task(self) -> str:
@@ -102,14 +136,23 @@ def parts_of(
         model = ", ".join(f"{name} {chosen[name]}" for name in telling)
         label = ", ".join(filter(None, [SPLITS.get(split, split), model]))
         short = ", ".join(filter(None, [SPLITS.get(split, split).partition(":")[0], model]))
-        parts.append(Part(label, short, model, split, str(chosen["output"]), whole, sites))
+        counts = _counts(whole, sites)[0]
+        parts.append(Part(label, short, model, split, str(chosen["output"]), whole, sites, counts))
     order = list(SPLITS)
     return sorted(parts, key=lambda part: order.index(part.split) if part.split in order else len(order))
 
 
+def shared(part: Part, sharing: Sharing) -> Part:
+    """Return a part with its small counts hidden, ages over 89 not told apart, and participants named by codes."""
+    counts, sums = _counts(part.assessment, part.sites)
+    oldest = oldest_shown(part.output, part.assessment.unit)
+    shown = suppress(counts, sums, unprinted=[(kind, site) for kind, site in counts if kind == "others" and site])
+    return replace(part, counts=shown, oldest=oldest if part.task == "regression" else math.inf, sharing=sharing)
+
+
 def who(part: Part) -> str:
     """Say whose participants a part holds, as part of a sentence."""
-    people = count_text(part.assessment.num_participants, "participant")
+    people = people_text(part.size)
     return people if set(part.assessment.rows["site"]) == {"unknown"} else f"{people} of {sites_text(part)}"
 
 
@@ -121,17 +164,61 @@ def sites_text(part: Part) -> str:
     return f"{'site' if len(sites) == 1 else 'sites'} {join_words(sites)}"
 
 
+def site_label(part: Part, site: str) -> str:
+    """Return how a figure calls a site, or all of them together."""
+    name = site or all_sites(part)
+    return f"{name} (external)" if part.split == "external" else name
+
+
+def num_events(assessment: Assessment) -> int:
+    """Return how many participants have the outcome."""
+    return int(assessment.rows.groupby("participant")["target"].max().sum())
+
+
 def all_sites(part: Part) -> str:
     """Return how the sites of a part are called together."""
     return "all sites" if part.sites else str(part.assessment.rows["site"].iloc[0])
 
 
-def num_missing(parts: Sequence[Part]) -> int:
+def num_missing(parts: Sequence[Part]) -> Count:
     """Return how many rows were left out because their target is missing."""
-    return sum(part.assessment.num_missing_target for part in parts)
+    count = sum(part.assessment.num_missing_target for part in parts)
+    if any(is_hidden(part.counts["missing", ""]) for part in parts):
+        return FEW if count < SMALLEST else ENOUGH
+    return count
+
+
+def drawn(part: Part, rows: pd.DataFrame) -> pd.DataFrame:
+    """Return rows of a part as figures and lists show them: on a shared page by codes, without those sites."""
+    shown = rows.assign(site=rows["site"].where(~rows["site"].isin(part.hidden_sites), OTHER_SITES))
+    if part.sharing is None:
+        return shown
+    who = zip(rows["dataset"], rows["participant_id"], strict=True)
+    return shown.assign(participant_id=[part.sharing.code(*names) for names in who], session_id="")
 
 
 def mean_over_runs(rows: pd.DataFrame) -> pd.DataFrame:
     """Average predictions over runs, for pictures and lists only: no metric is computed from it."""
     keys = ["dataset", "participant_id", "session_id", "site", "participant"]
     return rows.groupby(keys, sort=True)[["target", "prediction"]].mean().reset_index()
+
+
+def _counts(
+    whole: Assessment, sites: Mapping[str, Assessment]
+) -> tuple[dict[tuple[str, str], int], list[tuple[tuple[str, str], list[tuple[str, str]]]]]:
+    """Return participants, those with and those without the outcome, by site, and how they add up."""
+    kinds = ["n"]
+    counts: dict[tuple[str, str], int] = {}
+    sums: list[tuple[tuple[str, str], list[tuple[str, str]]]] = []
+    for site, own in {**sites, "": whole}.items():
+        counts["n", site] = own.num_participants
+        counts["missing", site] = own.num_missing_target
+        if own.task == "binary":
+            kinds = ["n", "events", "others"]
+            counts["events", site] = num_events(own)
+            counts["others", site] = own.num_participants - counts["events", site]
+            sums.append((("n", site), [("events", site), ("others", site)]))
+    if sites:
+        sums += [((kind, ""), [(kind, site) for site in sites]) for kind in kinds]
+    # Somebody who was scanned at two sites counts at both, and then the sum over sites tells nothing.
+    return counts, [(total, names) for total, names in sums if counts[total] == sum(counts[name] for name in names)]

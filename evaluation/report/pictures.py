@@ -7,7 +7,8 @@ import pandas as pd
 from evaluation.figures import regression as figures
 from evaluation.regression import mae_by_age_bin
 from evaluation.report.page import Picture, picture
-from evaluation.report.parts import Part, mean_over_runs
+from evaluation.report.parts import Part, drawn, mean_over_runs
+from evaluation.report.sharing import bin_edges, limit_text, shown_bins, top_coded_rows
 from evaluation.report.tables import sites_frame
 from evaluation.wording import count_text, interval_text, with_unit
 
@@ -17,18 +18,19 @@ MAX_HALF_SITES = 5  # more need the whole width
 def pictures(parts: Sequence[Part]) -> list[Picture]:
     """Return the figures of a continuous outcome, two in a row: points of each part, bins of each part, and sites."""
     found = [one for part in parts for one in _points(part)]
-    found += [_bins(part) for part in parts]
+    found += [one for part in parts for one in _bins(part)]
     return [*found, _sites(parts, fills_row=len(found) % 2 == 0)]
 
 
 def _points(part: Part) -> list[Picture]:
     assessment = part.assessment
-    rows = mean_over_runs(assessment.rows)
+    whole = mean_over_runs(assessment.rows)
+    rows = top_coded_rows(part, drawn(part, whole))
     name, unit = part.output or "target", assessment.unit
     slope = assessment.metrics["bias_slope"]
     error = f"{with_unit('mean absolute error', unit)} {interval_text(assessment.metrics['mae'])}"
     averaged = f", mean over {assessment.num_runs} runs" if assessment.num_runs > 1 else ""
-    points = f"One point per participant and session ({len(rows)}){averaged}."
+    points = f"One point per participant and session ({len(rows)}){averaged}.{limit_text(part)}"
     return [
         picture(
             figures.predicted_vs_target(rows, name=name, unit=unit),
@@ -36,14 +38,14 @@ def _points(part: Part) -> list[Picture]:
             f"Predicted against true {name}. {part.label}. {points} Dashed: identity.",
         ),
         picture(
-            figures.error_vs_target(rows, name=name, unit=unit, slope=slope),
+            figures.error_vs_target(rows, name=name, unit=unit, slope=slope, fitted_on=whole),
             f"Scatter plot of the error against true {name}; slope of the regression line {interval_text(slope)}",
             f"Error against true {name}, with the regression line. {part.label}. {points}",
         ),
     ]
 
 
-def _bins(part: Part) -> Picture:
+def _bins(part: Part) -> list[Picture]:
     assessment = part.assessment
     rows, name, unit = assessment.rows, part.output or "target", assessment.unit
     bins = mae_by_age_bin(
@@ -51,15 +53,20 @@ def _bins(part: Part) -> Picture:
         rows["prediction"],
         participant_id=rows["participant"],
         run=rows["run"],
+        edges=bin_edges(part),
         num_replicates=assessment.num_replicates,
         seed=assessment.seed,
     )
-    listed = "; ".join(f"{row['start']:g} to {row['stop']:g}: {row['mae']:.2f}" for row in bins.to_dict("records"))
-    return picture(
-        figures.error_by_bin(bins, name=name, unit=unit),
+    bins = shown_bins(part, bins)
+    if bins["mae"].isna().all():  # a shared page, and few in every bin
+        return []
+    listed = "; ".join(f"{row['label']}: {row['mae']:.2f}" for row in bins.dropna(subset="mae").to_dict("records"))
+    shown = picture(
+        figures.error_by_bin(bins, labels=list(bins["label"]), name=name, unit=unit),
         f"Mean absolute error in {count_text(len(bins), 'bin')} of true {name}: {listed}",
         f"Mean absolute error by {name}, with 95 % intervals from 5 participants on. {part.label}.",
     )
+    return [shown]
 
 
 def _sites(parts: Sequence[Part], *, fills_row: bool) -> Picture:

@@ -1,17 +1,19 @@
 """Every number of the report of a cross-validation, computed once; tables, figures and sentences only show them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from evaluation.assessment import UNITS
 from evaluation.cross_site import Pooled, pool_sites, site_matrix
+from evaluation.disclosure import Count, few_text, is_told
 from evaluation.gain import Gain, gains, label_efficiency, share_of_labels
 from evaluation.parts import HELD_OUT_OR_UNSAID
 from evaluation.predictions import PredictionsError, normalise_predictions, scored_rows
 from evaluation.report.arms import Arm, Score, describe_arms, gain_of, main_arm, scores
 from evaluation.report.context import CrossvalContext
+from evaluation.report.crossval_sharing import Counts, require_enough, shared_matrix, shared_subgroups, site_counts
 from evaluation.tasks import metrics_of, primary_of, task_of
 
 MAX_SECONDARY_REPLICATES = 500  # of metrics that do not decide, and of single sites
@@ -43,6 +45,7 @@ class CrossvalResults:
         pooled: Arm -> AUC pooled over sites, for the same arms and a binary outcome.
         efficiency: The primary metric by share of the labels; None where every arm had all labels.
         secondary_replicates: Bootstrap replicates of what does not decide.
+        counts: Participants (`n`) and `events` by test site, "" for all of them, as they are printed.
     """
 
     context: CrossvalContext
@@ -58,6 +61,21 @@ class CrossvalResults:
     pooled: Mapping[str, Pooled]
     efficiency: pd.DataFrame | None
     secondary_replicates: int
+    counts: Counts
+
+    @property
+    def shared(self) -> bool:
+        """Whether the page may leave the place where the participants are known."""
+        return self.context.sharing is not None
+
+    @property
+    def size(self) -> Count:
+        """Number of participants scored, as it is printed."""
+        return self.counts["n", ""]
+
+    def shows(self, site: str) -> bool:
+        """Whether the metrics of a site are printed."""
+        return is_told(self.counts, site)
 
     @property
     def reference(self) -> Arm:
@@ -107,6 +125,11 @@ class CrossvalResults:
         known = (self.context.cohort or {}).get("without_target")
         left_out = self.table[self.table["target"].isna()]
         return int(known) if known is not None else len(left_out[["dataset", "participant_id"]].drop_duplicates())
+
+    @property
+    def missing(self) -> str:
+        """The same, as it is printed."""
+        return few_text(self.num_missing) if self.shared else f"{self.num_missing:,}"
 
     @property
     def larger_is_better(self) -> bool:
@@ -162,8 +185,14 @@ def results_of(predictions: pd.DataFrame, context: CrossvalContext) -> CrossvalR
             else []
         )
     shares = {share_of_labels(name)[1] for name in rows}
+    counts = site_counts(arms[0].rows, task, shared=context.sharing is not None)
     parts = {arm.name: table[table["arm"] == arm.name] for arm in shown}
     quick = {"num_replicates": few, "seed": context.seed}
+    matrices = {name: site_matrix(own, task=task, metric=metric, **quick) for name, own in parts.items()}
+    if context.sharing is not None:
+        require_enough(is_told(counts, ""))
+        context = replace(context, subgroups=shared_subgroups(context.subgroups, counts))
+        matrices = {name: shared_matrix(matrix, counts) for name, matrix in matrices.items()}
     return CrossvalResults(
         context=context,
         table=table,
@@ -174,10 +203,11 @@ def results_of(predictions: pd.DataFrame, context: CrossvalContext) -> CrossvalR
         gains=given,
         ensemble=_ensemble(table, arms, metric, task, few, context.seed),
         scores=scores(arms, every, task=task, design=context.design, **quick),
-        matrices={name: site_matrix(own, task=task, metric=metric, **quick) for name, own in parts.items()},
+        matrices=matrices,
         pooled={name: pool_sites(own, **quick) for name, own in parts.items()} if task == "binary" else {},
         efficiency=_efficiency(table, arms, metric, task, few, context.seed) if len(shares) > 1 else None,
         secondary_replicates=few,
+        counts=counts,
     )
 
 

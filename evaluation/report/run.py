@@ -13,6 +13,7 @@ from evaluation.report.context import ReportContext
 from evaluation.report.page import Table, optional_facts, render_page
 from evaluation.report.parts import Part, parts_of
 from evaluation.report.pictures import pictures, training_picture
+from evaluation.report.sharing import footer, notices, shared_parts
 from evaluation.report.tables import correction_table, metrics_table, published_table, results_table, worst_table
 from evaluation.report.text import answer, checklist, methods
 
@@ -34,19 +35,25 @@ def render_report(predictions: pd.DataFrame, context: ReportContext) -> str:
     parts = parts_of(
         frame, unit=context.unit, num_replicates=context.num_replicates, seed=context.seed, design=context.design
     )
+    if context.sharing is not None:
+        parts = shared_parts(parts, context.sharing)
     first = parts[0]
     held_out = [part for part in parts if part.held_out and _same_model(part, first)] or [first]
     is_binary = first.task == "binary"
+    # The cohort's own counts differ from those scored by few: on a shared page only the latter are shown.
+    counted = context.cohort if context.sharing is None else _without_counts(context.cohort)
     figures = binary.pictures(held_out) if is_binary else pictures(held_out)
     return render_page(
         "report.html.j2",
         context=context,
+        footer=footer(context.sharing),
         protocol_name=context.protocol,
         question=context.question
         or f"How {'well' if is_binary else 'closely'} does the model predict {_outcome(first)}?",
         answer=answer(first, next((part for part in held_out[1:] if part.split == "external"), None)),
-        flow=flow_of(context.cohort, parts),
-        split_table=split_table(context.cohort, parts, first.assessment.unit),
+        notices=notices(context.sharing),
+        flow=flow_of(counted, parts),
+        split_table=split_table(counted, parts, first.assessment.unit),
         results=_by_task(parts),
         published=published_table(context.published, first, cohort_name(context.cohort, parts)),
         metrics=metrics_table(held_out),

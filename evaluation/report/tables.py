@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from evaluation.assessment import Assessment
+from evaluation.disclosure import top_coded_text
 from evaluation.estimate import Estimate
 from evaluation.gap_correction import CORRECTED_LABEL, CORRECTIONS, GapCorrectionError
 from evaluation.regression import regression_metrics
 from evaluation.report.page import Table
-from evaluation.report.parts import MIN_SITE_PARTICIPANTS, Part, all_sites, mean_over_runs
+from evaluation.report.parts import MIN_SITE_PARTICIPANTS, Part, all_sites, drawn, mean_over_runs, site_label
 from evaluation.tasks import metrics_of, primary_of
-from evaluation.wording import count_text, interval_text, number_text, with_unit
+from evaluation.wording import interval_text, number_text, people_text, size_text, with_unit
 
 RESULTS = ("mae", "mae_predict_mean", "mae_gain", "r2", "mean_bias", "bias_slope")
 NUM_WORST = 10
@@ -25,8 +26,9 @@ def results_table(parts: Sequence[Part]) -> Table:
     rows: list[list[str]] = []
     for part in parts:
         rows.append([part.label])
-        for name, assessment in {all_sites(part): part.assessment, **part.sites}.items():
-            rows.append([name, f"{assessment.num_participants}", *(_shown(assessment, key) for key in RESULTS)])
+        for site, assessment in {"": part.assessment, **part.sites}.items():
+            values = [_shown(assessment, key) if part.shows(site) else "" for key in RESULTS]
+            rows.append([site or all_sites(part), str(part.counts["n", site]), *values])
     names = [with_unit(name, first.unit) for name in ("MAE", "MAE, predict the mean", "Gain in MAE", "Mean bias")]
     columns = ["Site", "n", *names[:3], "R²", names[3], "Bias slope"]
     note = (
@@ -56,7 +58,7 @@ def metrics_table(parts: Sequence[Part]) -> Table:
         ]
         for name in names
     ]
-    columns = ["Metric", "Name", *(f"{part.short} (n = {part.assessment.num_participants})" for part in parts)]
+    columns = ["Metric", "Name", *(f"{part.short} ({size_text(part.size)})" for part in parts)]
     label = "AUROC" if primary == "auroc" else primary.upper()
     between = [
         f"{part.short}: {part.assessment.num_runs} models, standard deviation of their {label} "
@@ -131,7 +133,7 @@ def correction_table(part: Part, controls: Part | None) -> Table | None:
     except GapCorrectionError:
         return None
     note = (
-        f"Fitted on {count_text(controls.assessment.num_participants, 'participant')} of the part "
+        f"Fitted on {people_text(controls.size)} of the part "
         f"“{controls.label}”, taken as controls. A correction uses the true age of the participant it corrects, so a "
         "useless model comes out accurate as well: use corrected gaps to compare groups, never to compare models."
     )
@@ -143,7 +145,8 @@ def correction_table(part: Part, controls: Part | None) -> Table | None:
 def worst_table(parts: Sequence[Part]) -> Table:
     """Return the participants with the largest errors of the given parts."""
     rows = pd.concat(
-        [mean_over_runs(part.assessment.rows).assign(part=part.short) for part in parts], ignore_index=True
+        [drawn(part, mean_over_runs(part.assessment.rows)).assign(part=part.short) for part in parts],
+        ignore_index=True,
     )
     rows = rows.assign(error=rows["prediction"] - rows["target"])
     worst = rows.loc[rows["error"].abs().sort_values(ascending=False, kind="stable").index].head(NUM_WORST)
@@ -151,8 +154,10 @@ def worst_table(parts: Sequence[Part]) -> Table:
     several = ["part"] if len(parts) > 1 else []
     titles = {"dataset": "Dataset", "session_id": "Session", "part": "Part"}
     cells = [
-        [row["participant_id"], *(row[name] for name in optional), row["site"], *(row[name] for name in several)]
-        + [number_text(row[name], 1) for name in ("target", "prediction", "error")]
+        [
+            *(row[name] for name in ("participant_id", *optional, "site", *several)),
+            *_values(row, parts[0].oldest),
+        ]
         for row in worst.to_dict("records")
     ]
     unit = parts[0].assessment.unit
@@ -166,12 +171,12 @@ def sites_frame(parts: Sequence[Part]) -> pd.DataFrame:
     """Return error and null error by site of the given parts, for the figure."""
     records = []
     for part in parts:
-        for site, assessment in (part.sites or {all_sites(part): part.assessment}).items():
+        for site, assessment in (part.shown_sites or {"": part.assessment}).items():
             mae, enough = assessment.metrics["mae"], assessment.num_participants >= MIN_SITE_PARTICIPANTS
             records.append(
                 {
-                    "site": f"{site} (external)" if part.split == "external" else site,
-                    "num_participants": assessment.num_participants,
+                    "site": site_label(part, site),
+                    "num_participants": part.counts["n", site],
                     "mae": mae.estimate,
                     "mae_low": mae.low if enough and mae.low is not None else np.nan,
                     "mae_high": mae.high if enough and mae.high is not None else np.nan,
@@ -179,6 +184,12 @@ def sites_frame(parts: Sequence[Part]) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(records)
+
+
+def _values(row: Mapping[Any, Any], oldest: float) -> list[str]:
+    """Return target, prediction and error; no error from which an age could be computed that is not told."""
+    target, prediction = (top_coded_text(row[name], oldest) for name in ("target", "prediction"))
+    return [target, prediction, "" if target.endswith("+") else number_text(row["error"], 1)]
 
 
 def _with_digits(assessment: Assessment, name: str) -> str:

@@ -7,7 +7,7 @@ from evaluation.report import binary
 from evaluation.report.checklist import Item, checklist_items
 from evaluation.report.context import ReportContext
 from evaluation.report.parts import Part, num_missing, sites_text, who
-from evaluation.wording import capitalised, count_text, interval_text, join_words, number_text
+from evaluation.wording import capitalised, interval_text, join_words, number_text, people_text
 
 PHANTOM_LIMIT = "The cohort is made by software: the report checks software and is no evidence about people."
 SOFTWARE = ("fontanel", "torch", "pytorch-lightning", "torchio", "monai", "numpy", "scipy")
@@ -56,8 +56,8 @@ def checklist(part: Part, parts: Sequence[Part], context: ReportContext) -> list
         "5": tables and f"Read from {tables}.",
         "7": (context.config_yaml and "Every step is in “Configuration”.") or "",
         "8": part.output and f"Output “{part.output}”{unit}.",
-        "10": f"{count_text(assessment.num_participants, 'participant')} in the part that decides.",
-        "11": f"{count_text(num_missing(parts), 'row')} without a target left out; no value imputed.",
+        "10": f"{people_text(part.size)} in the part that decides.",
+        "11": f"{people_text(num_missing(parts), 'row')} without a target left out; no value imputed.",
         "12a-c": "See “Methods”.",
         "12d": f"{capitalised(sites_text(part))}; results by site.",
         "12e-g": "See “Methods”.",
@@ -147,7 +147,7 @@ def _statistics_sentences(part: Part, parts: Sequence[Part]) -> list[str]:
         sentences += binary.interval_sentences(part)
     else:
         sentences.append(f"The null model predicts {assessment.null_model_text}.")
-    missing = count_text(num_missing(parts), "row")
+    missing = people_text(num_missing(parts), "row")
     return [*sentences, f"Rows without a target were left out ({missing}); no value was imputed."]
 
 

@@ -20,6 +20,7 @@ from experiments.leakage import TESTED_PARTS, LeakageError, read_pretraining, re
 from experiments.study import read_study
 from tracking.checkpoints import CheckpointError, save_checkpoint
 from tracking.contract import CONTRACT, CheckpointContract
+from tracking.paths import keep_paths
 
 CONFIG = Path(__file__).parent.parent / "conf" / "brain_age_regression.yaml"
 STRANGERS = {"far": ["elsewhere/sub-00", "elsewhere/sub-01"]}
@@ -44,8 +45,11 @@ def pretrained(tmp_path):
     def write(name="source", train=STRANGERS, images=("0" * 64,), config="{}"):
         split = {"parts": {"train": train, "val": {}, "test": {"far": ["elsewhere/sub-09"]}}}
         contract = CheckpointContract(config, f"{name}-id", "study", name, split, list(images))
-        save_checkpoint({CONTRACT: contract.as_dict()}, tmp_path / f"{name}.ckpt")
-        return tmp_path / f"{name}.ckpt"
+        folder = tmp_path / name / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_paths(folder.parent, config)
+        save_checkpoint({CONTRACT: contract.as_dict()}, folder / f"{name}.ckpt")
+        return folder / f"{name}.ckpt"
 
     return write
 

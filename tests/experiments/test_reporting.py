@@ -1,6 +1,8 @@
 """Reports of runs and cross-validations, from a store that is a folder of files."""
 
+import base64
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from evaluation.predictions import write_predictions
 from experiments.jobs import Job
 from experiments.lock import AnalysisLock
 from experiments.reporting import RECORD, write_crossval_report, write_run_report
+from experiments.sharing import read_or_make_key
 from experiments.study import Arm, Study
 from experiments.training import RunKey
 from tracking.errors import StoreError
@@ -42,6 +45,12 @@ class Folder:
 
     def log_artifact(self, run_id, path):
         (self.path(run_id) / path.name).write_bytes(path.read_bytes())
+
+    def folder(self, run_id):
+        return self.root / "runs" / run_id
+
+    def sends_images(self, run_id):
+        return True
 
     def list_artifacts(self, run_id):
         return [SimpleNamespace(path=path.name) for path in self.path(run_id).iterdir()]
@@ -171,9 +180,10 @@ def test_report_of_a_cross_validation_says_what_was_planned_and_found(campaign, 
     assert "p01" not in record
 
 
-def test_report_is_written_again_from_the_run_alone(campaign, store, tmp_path):
+def test_report_is_written_again_from_the_run_alone_also_to_be_shared(campaign, store, tmp_path):
     workplan, conclusion = campaign
-    path = write_crossval_report(workplan, store, conclusion, PARENT, tmp_path / "report.html")
+    lost = [Finding("twins", "leak", "p07 is p08.", {}, "Look at it.")]
+    path = write_crossval_report(workplan, store, conclusion, PARENT, tmp_path / "report.html", lost)
     write_predictions(conclusion.held_out, store.path(PARENT) / "predictions.parquet")
     again = write_run_report(store, PARENT, tmp_path / "again.html").read_text(encoding="utf-8")
 
@@ -181,6 +191,23 @@ def test_report_is_written_again_from_the_run_alone(campaign, store, tmp_path):
         return [line for line in page.splitlines() if "<time" not in line]
 
     assert undated(again) == undated(path.read_text(encoding="utf-8"))
+    people = [f"Ann-Example-{one}" for one in conclusion.held_out["participant_id"]]
+    write_predictions(conclusion.held_out.assign(participant_id=people), store.path(PARENT) / "predictions.parquet")
+    page = write_run_report(store, PARENT, tmp_path / "shared.html", tmp_path / "sharing").read_text(encoding="utf-8")
+    drawn = [base64.b64decode(one).decode() for one in re.findall(r"svg\+xml;base64,([\w+/=]+)", page)]
+    assert drawn
+    assert [word for text in (page, *drawn) for word in ("Ann-Example", "p07", "60 participants") if word in text] == []
+    assert "59 participants" in page
+    assert "outcome not known: &lt;5" in page
+
+
+def test_a_key_is_kept_and_a_broken_one_is_refused(tmp_path):
+    first = read_or_make_key(tmp_path / "sharing")
+    assert read_or_make_key(tmp_path / "sharing") == first
+    assert read_or_make_key(tmp_path / "other").key != first.key
+    (tmp_path / "sharing" / "key").write_bytes(b"short")
+    with pytest.raises(StoreError, match="is no key: it has 5 bytes"):
+        read_or_make_key(tmp_path / "sharing")
 
 
 def test_report_is_written_from_lock_folds_and_conclusion_where_no_record_was_kept(campaign, store, tmp_path):

@@ -72,14 +72,15 @@ class Calls:
         for name in ("log_points", "log_params", "log_artifact", "set_status"):
             patch.setattr(Store, name, self._watched(name, getattr(Store, name)))
 
-    def _watched(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
-        def call(store: Store, run_id: str, *arguments: Any) -> None:
-            failure = self.failing.get(len(self.sent), self.failure)
+    def _watched(self, name: str, method: Callable[..., bool | None]) -> Callable[..., bool | None]:
+        def call(store: Store, run_id: str, *arguments: Any) -> bool | None:
+            answer, failure = None, self.failing.get(len(self.sent), self.failure)
             self.sent.append((name, len(arguments[0]) if name == "log_points" else 1))
             if failure is None or self.lost_answer:
-                method(store, run_id, *arguments)
+                answer = method(store, run_id, *arguments)
             if failure is not None:
                 raise failure
+            return answer
 
         return call
 

@@ -52,12 +52,10 @@ def test_sites_differ_in_colour_and_marker_and_many_are_not_told_apart(table):
 
 def test_bins_show_error_interval_and_number(table):
     bins = mae_by_age_bin(table["target"], table["prediction"], num_replicates=100)
-    axes = figures.error_by_bin(bins, name="age").axes[0]
+    named = [f"{start:g} on" for start in bins["start"]]
+    axes = figures.error_by_bin(bins, labels=named, name="age").axes[0]
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == [
-        f"{start:g}\u2013{stop:g}\nn = {count:g}"
-        for start, stop, count in bins[["start", "stop", "num_participants"]].to_numpy()
-    ]
+    assert labels == [f"{name}\nn = {count:g}" for name, count in zip(named, bins["num_participants"], strict=True)]
     segments = np.array(axes.collections[0].get_segments())[:, :, 1]
     interval = bins[["mae_low", "mae_high"]].fillna({"mae_low": bins["mae"], "mae_high": bins["mae"]})
     np.testing.assert_allclose(segments, interval)
