@@ -16,6 +16,7 @@ VERBS = {
     "make-cohort": "Write a phantom cohort with known ground truth.",
     "verify": "Check every file of a cohort table and write its manifest.",
     "fit": "Train a model from a configuration file.",
+    "plan": "Say what a comparison can show with so many participants, and what it costs.",
     "crossval": "Compare arms on identical, frozen test participants, across sites and seeds.",
     "sweep": "Search for the best arguments of a training or a cross-validation, on one machine or many.",
     "best": "Print the best configuration that a sweep has found.",
