@@ -20,7 +20,6 @@ from experiments.leakage import LeakageError
 from experiments.lock import LOCK
 from experiments.runtime import ConfigurationError, work_alone
 from experiments.study import Study, closest
-from experiments.tuning import Tuning
 from experiments.workplan import BASE, SOURCE_HASH, Workplan, make_workplan
 from lightning_modules.operating_point import SMALL
 from tracking.environment import environment_facts
@@ -55,47 +54,13 @@ class Campaign:
 
     @classmethod
     def plan(cls, study: Study, words: Sequence[str], store: Store, num_threads: int) -> "Campaign":
-        """Draw the folds, lock the analysis, and check everything that can be checked before a training."""
-        campaign = cls(make_workplan(study, words, store, num_threads), store)
-        campaign._warn_of_few_validation_participants()
+        """Draw the folds, and check everything that can be checked before a training."""
+        campaign = cls(make_workplan(study, words, store, store.output_folder, num_threads), store)
+        warn_of_few_validation_participants(campaign.workplan)
         return campaign
 
-    def _warn_of_few_validation_participants(self) -> None:
-        plan = self.workplan
-        number = min(len(cell.split.keys("val")) for cell in plan.cells)
-        if plan.task == "binary" and not plan.study.num_inner_folds and 0 < number < SMALL:
-            warnings.warn(
-                f"{number} validation participants choose threshold and temperature, which is mostly noise below "
-                f"{SMALL}: let inner folds choose them (--num-inner-folds 5).",
-                StudyWarning,
-                stacklevel=3,
-            )
-
-    def overview(self) -> str:
-        """Return what is planned, as text."""
-        plan, study = self.workplan, self.workplan.study
-        jobs = len(plan.cells) * len(study.arms) * len(study.label_fractions) * study.num_seeds
-        lines = [
-            f"{study.name}, {study.protocol}: {jobs} jobs in {plan.folder}",
-            f"  arms: {', '.join(plan.lock.arms)}",
-            f"  {len(plan.cells)} test sets (folds x repeats), {study.num_seeds} seeds",
-            f"  primary metric: {plan.lock.primary_metric}",
-            *([] if plan.tuning is None else [self._tuning_text(plan.tuning)]),
-        ]
-        for cell in plan.cells:
-            sizes = {part: len(cell.split.keys(part)) for part in cell.split.parts}
-            shown = ", ".join(f"{name} {number}" for name, number in sizes.items() if number)
-            lines.append(f"  repeat {cell.repeat}, fold {cell.fold}: {shown}")
-        return "\n".join(lines)
-
-    def _tuning_text(self, tuning: Tuning) -> str:
-        study = self.workplan.study
-        networks = sum(not arm.baseline for arm in study.arms)
-        jobs = len(self.workplan.cells) * networks * len(study.label_fractions) * study.num_seeds
-        return f"  each job is tuned before: {tuning.effort}; {tuning.num_trainings * jobs} trainings at most"
-
     def run(self, launcher: str, num_workers: int | None) -> int:
-        """Do what is left to do, then compare the arms.
+        """Lock the analysis, do what is left to do, then compare the arms.
 
         Returns:
             0 done, 1 when jobs failed.
@@ -105,6 +70,7 @@ class Campaign:
         """
         if launcher not in LAUNCHERS:
             raise ConfigurationError(f"There is no launcher '{launcher}'.{closest(launcher, LAUNCHERS)}")
+        self.workplan.freeze()
         with work_alone(self.workplan.folder), self._parent() as parent:
             tags = {PARENT_TAG: parent.run_id, "crossval": self.workplan.name}
             jobs = self.workplan.prepare_jobs(tags)
@@ -179,6 +145,18 @@ class Campaign:
             sys.stderr.write(f"  {names[0]}{f' and {count - 1} more' if count > 1 else ''}: {reason}\n")
         sys.stderr.write("Mend the cause and repeat the same command: only these jobs are done again.\n")
         return FAILED
+
+
+def warn_of_few_validation_participants(plan: Workplan) -> None:
+    """Say so where a few validation participants would choose threshold and temperature."""
+    number = min(len(cell.split.keys("val")) for cell in plan.cells)
+    if plan.task == "binary" and not plan.study.num_inner_folds and 0 < number < SMALL:
+        warnings.warn(
+            f"{number} validation participants choose threshold and temperature, which is mostly noise below "
+            f"{SMALL}: let inner folds choose them (--num-inner-folds 5).",
+            StudyWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager

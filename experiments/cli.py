@@ -18,6 +18,7 @@ VERBS = {
     "verify": "Check every file of a cohort table and write its manifest; or check a pack.",
     "preview": "Show every image of a cohort on one page, what stands out first.",
     "fit": "Train a model from a configuration file.",
+    "plan": "Say what a comparison can show with so many participants, and what it costs.",
     "crossval": "Compare arms on identical, frozen test participants, across sites and seeds.",
     "sweep": "Search for the best arguments of a training or a cross-validation, on one machine or many.",
     "best": "Print the best configuration that a sweep has found.",

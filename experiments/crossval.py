@@ -6,6 +6,7 @@ Examples:
   fontanel crossval --config STUDY --protocol same-site --match-train-size
   fontanel crossval --config STUDY --launcher slurm                   with `slurm: {partition: gpu, time: 240}` in STUDY
   fontanel crossval --config finetune.yaml --protocol k-fold          a fit file is a study of one arm
+  fontanel crossval --config STUDY --dry-run --value 0.75 --gain 0.03 --time     jobs, power and hours; nothing is kept
 
 Protocols: same-site trains on the rest of a fold's own site; multi-site on that and all other sites; cross-site on the
 other sites alone; k-fold on the rest of all sites; external on all sites but those of --external-sites. Fold f of a
@@ -40,7 +41,7 @@ SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel crossval` that are not part of a fit file."""
-    from experiments.options import add_store_arguments
+    from experiments.options import add_dry_run_arguments, add_store_arguments
 
     parser.add_argument("--config", type=Path, required=True, metavar="STUDY", help="study file, or a fit file")
     study = parser.add_argument_group("the study (each overrides the study file)")
@@ -74,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--launcher", default="inline", metavar="HOW", help="inline (default), processes, or slurm")
     work.add_argument("--num-workers", type=int, metavar="N", help="jobs at once (default: one per GPU, or per core)")
     work.add_argument("--num-threads", type=int, default=1, metavar="N", help="threads of each job (default: 1)")
-    work.add_argument("--dry-run", action="store_true", help="draw and print the jobs, and stop")
+    add_dry_run_arguments(parser)
     parser.add_argument("--allow-unverified", action="store_true", help="use a cohort without a fitting manifest")
     add_store_arguments(parser)
 
@@ -82,14 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Plan, run what is left to do, and compare."""
     from experiments.campaign import Campaign
-    from experiments.options import open_store
+    from experiments.options import open_store, store_to_read
 
     study = configured_study(arguments)
     words = [*arguments.rest, *(["--data.allow_unverified", "true"] if arguments.allow_unverified else [])]
-    campaign = Campaign.plan(study, words, open_store(arguments), arguments.num_threads)
     if arguments.dry_run:
-        print(campaign.overview())
-        return 0
+        from experiments.dry_run import show_crossval
+
+        with store_to_read(arguments) as store:
+            return show_crossval(study, words, store, arguments)
+    campaign = Campaign.plan(study, words, open_store(arguments), arguments.num_threads)
     code = campaign.run(arguments.launcher, arguments.num_workers)
     if code == 0:
         print("Next:\n  fontanel ui")

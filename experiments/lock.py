@@ -56,17 +56,19 @@ class AnalysisLock:
         parts = (self.study, self.protocol, self.primary_metric, self.folds, self.config)
         return json_hash(parts)
 
-    def enter(self, folder: Path) -> "AnalysisLock":
-        """Lock the analysis in a folder, or add to the lock that is there what this one does beyond it.
+    def after(self, folder: Path) -> "AnalysisLock":
+        """Return the lock that is in a folder with what this one does beyond it, or this one where there is none.
 
         Raises:
             ConfigurationError: An arm is another one than it was when the first test was scored.
         """
         path = folder / LOCK
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        locked = _read(path)._extended(self, now) if path.is_file() else replace(self, locked=now)
-        write_json(path, {**asdict(locked), "identity": self.identity})
-        return locked
+        return _read(path)._extended(self, now) if path.is_file() else replace(self, locked=now)
+
+    def write(self, folder: Path) -> None:
+        """Write the lock into a folder: from now on it holds."""
+        write_json(folder / LOCK, {**asdict(self), "identity": self.identity})
 
     def _extended(self, other: "AnalysisLock", now: str) -> "AnalysisLock":
         changed = sorted(name for name in other.arms if name in self.arms and other.arms[name] != self.arms[name])

@@ -1,6 +1,8 @@
 """Options that several verbs share, and what they stand for."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,32 @@ def open_store(arguments: argparse.Namespace) -> "Store":
 
     folder = output_folder(arguments.output_dir)
     return Store(tracking_uri(arguments.tracking_uri, folder), folder, getattr(arguments, "share_images", None))
+
+
+@contextmanager
+def store_to_read(arguments: argparse.Namespace) -> "Iterator[Store]":
+    """Open the store that the options name; where there is none yet, an empty one that disappears again."""
+    import tempfile
+
+    from tracking.addresses import output_folder, sqlite_path, tracking_uri
+    from tracking.store import Store
+
+    database = sqlite_path(tracking_uri(arguments.tracking_uri, output_folder(arguments.output_dir)))
+    if database is None or database.is_file():
+        yield open_store(arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="fontanel-") as name:
+        yield Store(f"sqlite:///{Path(name) / 'mlflow.db'}", Path(name))
+
+
+def add_dry_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a verb that can say what it would do, and what that can show."""
+    from experiments.expectation import add_expectation_arguments
+
+    parser.add_argument("--dry-run", action="store_true", help="print jobs, power and cost, and stop; nothing is kept")
+    parser.add_argument("--time", action="store_true", help="with --dry-run: time a training for a few steps")
+    parser.add_argument("--json", action="store_true", help="with --dry-run: print it as JSON")
+    add_expectation_arguments(parser, "what is expected (with --dry-run)")
 
 
 def add_configuration_arguments(parser: argparse.ArgumentParser) -> None:

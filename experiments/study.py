@@ -54,6 +54,11 @@ class Arm:
         """Where its pretrained weights come from, None without a transfer."""
         return self.arguments.get(SOURCE)
 
+    @property
+    def awaits_source(self) -> bool:
+        """Whether it transfers, and nobody has said yet from where."""
+        return self.source is None and any(name.startswith(TRANSFER) for name in self.arguments)
+
     def words(self) -> list[str]:
         """Return its arguments as words of a command line."""
         return as_words(self.arguments)
@@ -115,11 +120,21 @@ class Study:
     def require_sources(self) -> None:
         """Refuse an arm that transfers from nowhere: it would be another scratch."""
         for arm in self.arms:
-            if arm.source is None and any(name.startswith(TRANSFER) for name in arm.arguments):
+            if arm.awaits_source:
                 raise ConfigurationError(
                     f"The arm {arm.name} has no pretrained weights. Name them: --pretrained {arm.name}=RUN (a run, a "
                     "registered model or a file), or leave the arm out with --arms."
                 )
+
+    def without_awaited(self) -> "Study":
+        """Return the study with arms that still await pretrained weights as trained from scratch: they cost as much."""
+        arms = (
+            replace(arm, arguments={n: v for n, v in arm.arguments.items() if not n.startswith(TRANSFER)})
+            if arm.awaits_source
+            else arm
+            for arm in self.arms
+        )
+        return replace(self, arms=tuple(arms))
 
     def choose(self, names: Sequence[str] | None) -> "Study":
         """Return the study with some of its arms, in the order named."""

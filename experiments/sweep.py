@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from experiments.sweep_file import Sweep
+    from experiments.sweep_plan import SweepPlan
+    from tracking.store import Store
 
 LAUNCHERS = ("processes", "slurm")
 PASSES_ON = True  # words this parser does not know belong to the configuration
@@ -28,7 +30,7 @@ PASSES_ON = True  # words this parser does not know belong to the configuration
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel sweep` that are not part of a fit file."""
-    from experiments.options import add_storage_argument, add_store_arguments
+    from experiments.options import add_dry_run_arguments, add_storage_argument, add_store_arguments
 
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--config", type=Path, metavar="SWEEP", help="sweep file")
@@ -55,17 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-threads", type=int, default=1, metavar="N", help="threads of each trial (default: 1)")
     parser.add_argument("--study", metavar="NAME", help="name of the sweep (default: folder/name of the sweep file)")
     add_storage_argument(parser)
-    parser.add_argument("--dry-run", action="store_true", help="check and print what is searched, and stop")
+    add_dry_run_arguments(parser)
     parser.add_argument("--allow-unverified", action="store_true", help="use a cohort without a fitting manifest")
     add_store_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan or join, work until nothing is left to do, and say what was found."""
-    from experiments.options import open_store
+    from experiments.options import open_store, store_to_read
     from experiments.sweep_campaign import SweepCampaign
     from experiments.sweep_file import read_sweep
-    from experiments.sweep_plan import plan_nested, plan_sweep
     from experiments.sweep_storage import open_storage, storage_uri
     from tracking.addresses import output_folder
 
@@ -75,14 +76,13 @@ def run(arguments: argparse.Namespace) -> int:
         return campaign.run(arguments.num_workers, arguments.launcher)
     sweep = configured_sweep(read_sweep(arguments.config), arguments)
     words = [*arguments.rest, *(["--data.allow_unverified", "true"] if arguments.allow_unverified else [])]
-    store = open_store(arguments)
-    if arguments.outer_protocol is None:
-        plans = [plan_sweep(sweep, words, store, arguments.num_threads)]
-    else:
-        plans = plan_nested(sweep, words, store, arguments.outer_protocol, arguments.num_threads)
     if arguments.dry_run:
-        print("\n".join(plan.overview() for plan in plans))
-        return 0
+        from experiments.dry_run import show_sweep
+
+        with store_to_read(arguments) as store:
+            return show_sweep(_plans(sweep, words, store, arguments), store, arguments)
+    store = open_store(arguments)
+    plans = _plans(sweep, words, store, arguments)
     storage = open_storage(uri)
     how = (arguments.num_workers, arguments.launcher)
     return max(SweepCampaign.create(plan, storage, store).run(*how) for plan in plans)
@@ -94,3 +94,12 @@ def configured_sweep(sweep: "Sweep", arguments: argparse.Namespace) -> "Sweep":
 
     changes = {"num_trials": arguments.num_trials, "max_hours": arguments.max_hours, "name": arguments.study}
     return replace(sweep, **{name: value for name, value in changes.items() if value is not None})
+
+
+def _plans(sweep: "Sweep", words: list[str], store: "Store", arguments: argparse.Namespace) -> "list[SweepPlan]":
+    """Return the sweep, or one for each training part of the outer protocol."""
+    from experiments.sweep_plan import plan_nested, plan_sweep
+
+    if arguments.outer_protocol is None:
+        return [plan_sweep(sweep, words, store, arguments.num_threads)]
+    return plan_nested(sweep, words, store, arguments.outer_protocol, arguments.num_threads)

@@ -95,14 +95,18 @@ class SweepPlan:
         shown = [f"  {name}: {as_word(entry)}" for name, entry in sweep.space.items()]
         return "\n".join([f"{sweep.name}: {wanted}; {judged} a trial; {' or '.join(end)}", *shown])
 
+    def folder(self, output_folder: Path) -> Path:
+        """Return the sweep's folder in an output folder, whether it is there or not."""
+        slug = f"{self.sweep.name}-{json_hash(self.as_json())[:8]}".replace("/", "-")
+        return output_folder / SWEEPS / slug
+
     def write(self, store: Store) -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
         """Write configuration and folds.
 
         Returns:
             The sweep's folder on this machine, the words that every trial starts from, and the files of its folds.
         """
-        slug = f"{self.sweep.name}-{json_hash(self.as_json())[:8]}".replace("/", "-")
-        folder = make_private_folder(store.output_folder / SWEEPS / slug)
+        folder = make_private_folder(self.folder(store.output_folder))
         write_file(folder / BASE, self.config.encode())
         folds = []
         for number, split in enumerate(self.folds):

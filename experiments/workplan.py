@@ -65,6 +65,19 @@ class Workplan:
         """Name of the parent run."""
         return f"crossval-{self.study.protocol}-{self.lock.identity[:8]}"
 
+    @property
+    def num_jobs(self) -> int:
+        """Jobs of all arms."""
+        study = self.study
+        return len(self.cells) * len(study.arms) * len(study.label_fractions) * study.num_seeds
+
+    def freeze(self) -> None:
+        """Lock the analysis, and write configuration and folds: from now on they hold."""
+        make_private_folder(self.folder)
+        self.lock.write(self.folder)
+        write_file(self.folder / BASE, self.cli.resolved().encode())
+        _freeze(self.cells, self.folder / FOLDS)
+
     def prepare_jobs(self, tags: Mapping[str, str]) -> list[Job]:
         """Write every job to the disk, in the order in which they are done: arms of a test set side by side.
 
@@ -107,13 +120,16 @@ class Workplan:
         )
 
 
-def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads: int = 1) -> Workplan:
-    """Draw and freeze the folds, check the sources, lock the analysis, and prepare every job.
+def make_workplan(
+    study: Study, words: Sequence[str], store: Store, output_folder: Path, num_threads: int = 1
+) -> Workplan:
+    """Draw the folds and check the sources and the lock; nothing is written.
 
     Args:
         study: What is to be compared.
         words: Words for the configuration of every arm.
-        store: Where runs are looked up; its output folder holds the cross-validation.
+        store: Where runs are looked up.
+        output_folder: Folder that holds the cross-validation.
         num_threads: Threads of each job.
 
     Raises:
@@ -147,11 +163,10 @@ def make_workplan(study: Study, words: Sequence[str], store: Store, num_threads:
         {f"{name}{_suffix(share)}": d for name, d in definitions.items() for share in study.label_fractions},
     )
     slug = f"{study.name}-{study.protocol}-{lock.identity[:8]}".replace("/", "-")
-    folder = make_private_folder(store.output_folder / FOLDER / slug)
-    locked = lock.enter(folder)
-    write_file(folder / BASE, config.encode())
-    _freeze(cells, folder / FOLDS)
-    return Workplan(study, task, folder, locked, cells, cli, frame, sources, pretrainings, num_threads, tuning)
+    folder = output_folder / FOLDER / slug
+    return Workplan(
+        study, task, folder, lock.after(folder), cells, cli, frame, sources, pretrainings, num_threads, tuning
+    )
 
 
 def _tuning(study: Study, metric: str, words: Sequence[str]) -> Tuning | None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -28,6 +29,23 @@ def fitted(tiny_cohort, tmp_path_factory):
     assert main(words) == 0
     store = Store(f"sqlite:///{output / 'mlflow.db'}", output)
     return output, store.find_run("scratch-holdout-0-r0-s3").run_id
+
+
+@pytest.fixture(scope="session")
+def files_below():
+    """A function of a folder that returns when each of its files was written, and the runs that its store holds.
+
+    MLflow writes to a database when it opens it, so a database counts by its content.
+    """
+
+    def listed(folder):
+        found = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+        listing = {path: (stat.st_size, stat.st_mtime_ns) for path, stat in found.items() if path.name != "mlflow.db"}
+        with contextlib.closing(sqlite3.connect(folder / "mlflow.db")) as database:
+            tables = ("experiments", "runs", "tags", "params", "metrics")
+            return listing, [database.execute(f"SELECT * FROM {table}").fetchall() for table in tables]
+
+    return listed
 
 
 LAB = {

@@ -221,10 +221,29 @@ def test_what_cannot_be_done_is_refused_before_any_training(changes, more, messa
     assert not done_at(tmp_path)
 
 
-def test_a_dry_run_shows_the_jobs_and_trains_nothing(tiny_cohort, tmp_path, capsys):
+def test_a_dry_run_shows_the_jobs_and_leaves_nothing(tiny_cohort, tmp_path, capsys):
+    output = tmp_path / "outputs"
     study = write_study(tmp_path, label_fractions=[0.5, 1.0])
-    assert main(words(study, tiny_cohort, tmp_path, "--dry-run")) == 0
+    assert main(words(study, tiny_cohort, output, "--dry-run", "--value", "0.7", "--gain", "0.2")) == 0
     said = capsys.readouterr().out
     assert "18 jobs" in said
     assert "scratch@0.5" in said
-    assert not done_at(tmp_path)
+    assert "power to tell a gain of 0.2 from none" in said
+    assert "Work: 18 jobs, 12 trainings of networks." in said
+    assert "No hours: add --time" in said
+    assert not output.exists()
+
+
+def test_a_dry_run_foresees_hours_from_finished_jobs(finished, tiny_cohort, files_below, capsys):
+    study = write_study(finished)
+    before = files_below(finished)
+    assert main(words(study, tiny_cohort, finished, "--dry-run", "--json", "--num-seeds", "2", "--gain", "0.2")) == 0
+    costs = json.loads(capsys.readouterr().out)["costs"]
+    seconds = [
+        json.loads((path.parent / "done.json").read_text(encoding="utf-8"))["seconds"]
+        for path in finished.glob("crossval/*/jobs/*/job.json")
+        if not json.loads(path.read_text(encoding="utf-8"))["baseline"]
+    ]
+    assert costs["hours"]["expected"] == pytest.approx(12 * pd.Series(seconds).median() / 3600)
+    assert costs["runs_bytes"] == 12 * costs["run_bytes"] > 0
+    assert files_below(finished) == before

@@ -131,7 +131,8 @@ def campaign(tmp_path, store, cohort, held_out):
     study = Study("age2hie/phantom_crossval", folder / "base.yaml", "cross-site", arms, num_seeds=2)
     lock = AnalysisLock(
         study.name, study.protocol, "auroc", "f", "c", 2, {arm.name: arm.definition() for arm in arms}
-    ).enter(folder)
+    ).after(folder)
+    lock.write(folder)
     keys = {site: tuple("newborns/" + own["participant_id"]) for site, own in cohort.groupby("site")}
     cells = [
         Cell(0, one, Split("cross-site", 0, {"train": {two: keys[two]}, "external": {one: keys[one]}}))

@@ -20,6 +20,12 @@ def write(folder, **content):
     return path
 
 
+def enter(lock, folder):
+    locked = lock.after(folder)
+    locked.write(folder)
+    return locked
+
+
 def test_a_study_is_read_with_its_arms_in_order(tmp_path):
     arms = {
         "scratch": None,
@@ -76,21 +82,21 @@ def test_a_word_is_read_as_the_value_it_was(value):
 
 
 def test_a_lock_keeps_what_was_decided_and_records_what_is_added(tmp_path):
-    first = LOCK.enter(tmp_path)
+    first = enter(LOCK, tmp_path)
     assert first.locked
     assert first.deviations == ()
     more = AnalysisLock(**{**vars(LOCK), "arms": {"scratch": {"seed_offset": 0}, "late": {}}, "num_seeds": 5})
-    second = more.enter(tmp_path)
+    second = enter(more, tmp_path)
     assert second.locked == first.locked
     assert [note.partition(": ")[2] for note in second.deviations] == [
         "arm late added after the lock",
         "5 seeds instead of 3",
     ]
     assert json.loads((tmp_path / "lock.json").read_text(encoding="utf-8"))["identity"] == LOCK.identity
-    assert LOCK.enter(tmp_path).deviations == second.deviations  # fewer arms than before deviate from nothing
+    assert enter(LOCK, tmp_path).deviations == second.deviations  # fewer arms than before deviate from nothing
     other = AnalysisLock(**{**vars(LOCK), "arms": {"scratch": {"seed_offset": 1}}})
     with pytest.raises(ConfigurationError, match="another one when this analysis was locked"):
-        other.enter(tmp_path)
+        enter(other, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["study", "protocol", "primary_metric", "folds", "config"])

@@ -97,12 +97,38 @@ def test_more_trials_go_on_and_another_space_is_refused(finished, tiny_cohort, c
     assert "is there already, and is another one: sweep was" in capsys.readouterr().err
 
 
-def test_a_dry_run_checks_and_trains_nothing(tiny_cohort, tmp_path, capsys):
-    assert main(words(write_sweep(tmp_path), tiny_cohort, tmp_path, "--dry-run", "--max-hours", "2")) == 0
-    said = capsys.readouterr().out
+def test_a_dry_run_checks_times_and_leaves_nothing(tiny_cohort, tmp_path, capsys):
+    output = tmp_path / "outputs"
+    more = ["--dry-run", "--time", "--max-hours", "2", "--value", "0.7", "--gain", "0.2"]
+    assert main(words(write_sweep(tmp_path), tiny_cohort, output, *more)) == 0
+    said = " ".join(capsys.readouterr().out.split())
     assert "minimize val/loss; one training a trial; 20 trials or 2 hours" in said
     assert "model.network.dropout" in said
-    assert not (tmp_path / "sweeps").exists()
+    assert "its power is not known" in said  # one or two validation participants of a class
+    assert "Work: 20 trainings of networks." in said
+    assert "Time: at most about" in said
+    assert "Timed here: " in said
+    assert not output.exists()
+
+
+def test_a_dry_run_counts_folds_and_finished_trials(finished, tiny_cohort, files_below, tmp_path, capsys):
+    sweep = write_sweep(finished)
+    before = files_below(finished)
+    assert main(words(sweep, tiny_cohort, finished, "--num-trials", "9", "--dry-run", "--json")) == 0
+    costs = json.loads(capsys.readouterr().out)["costs"]
+    taken = [
+        json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in finished.glob("sweeps/*/*/*/done.json")
+    ]
+    assert costs["trainings"] == 9
+    assert costs["hours"]["expected"] == pytest.approx(9 * pd.Series(taken).median() / 3600 / 2)
+    assert files_below(finished) == before
+    study = {"base": str(CONF / "outcome_classification.yaml"), "protocol": "cross-site"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    folds = {"base": "study.yaml", "metric": "auroc"}
+    more = ["--num-trials", "9", "--dry-run", "--json"]
+    assert main(words(write_sweep(tmp_path, **folds), tiny_cohort, tmp_path / "outputs", *more)) == 0
+    assert json.loads(capsys.readouterr().out)["costs"]["trainings"] == 9 * 3
+    assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=pytest.mark.slow)])
