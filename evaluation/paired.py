@@ -17,7 +17,7 @@ from evaluation.estimate import CONFIDENCE, NUM_REPLICATES, Estimate, FloatArray
 from evaluation.prediction_checks import listed
 from evaluation.predictions import UNIT, PredictionsError, normalise_predictions, scored_rows
 from evaluation.resampled import DETECTABLE, Resampled, StatisticOf, bootstrap_p, resample
-from evaluation.tasks import TASKS, metrics_of, primary_of, statistic_of, task_of
+from evaluation.tasks import TASKS, metrics_of, primary_of, statistic_of, told_task
 
 NOT_OF_THE_MODEL = ("prevalence", "mae_predict_mean")  # the same for every model of the same participants
 K_FOLD = "k-fold"
@@ -344,8 +344,7 @@ def known_task(task: str | None, rows: pd.DataFrame) -> str:
         PredictionsError: There is no such task, or targets or predictions are none of a binary outcome.
     """
     if task is None:
-        told_apart = set(rows["target"]) == {0.0, 1.0} and rows["prediction"].between(0, 1).all()
-        task = "binary" if told_apart else task_of(rows)
+        task = told_task(rows)
     if task not in TASKS:
         raise PredictionsError([f"the task '{task}' is unknown. There are: {', '.join(TASKS)}."])
     wrong = ~(rows["target"].isin([0, 1]) & rows["prediction"].between(0, 1))

@@ -87,6 +87,18 @@ def task_of(frame: "pd.DataFrame") -> str:
     return "binary" if classified and len(known) and known.astype(float).isin([0, 1]).all() else "regression"
 
 
+def told_task(frame: "pd.DataFrame") -> str:
+    """Return the task of a table of any software: targets 0 and 1 with predictions between them are binary, too.
+
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"target": [0.0, 1.0, None], "prediction": [0.2, 0.9, 0.3]})
+    >>> told_task(table), told_task(table.assign(prediction=1.4))
+    ('binary', 'regression')
+    """
+    of_two_classes = set(frame["target"].dropna()) == {0.0, 1.0}
+    return "binary" if of_two_classes and frame["prediction"].between(0, 1).all() else task_of(frame)
+
+
 def _part(task: str, name: str) -> object:
     found: object = getattr(importlib.import_module(TASKS[task].module), name)
     return found

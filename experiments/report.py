@@ -17,6 +17,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel report`."""
+    from evaluation.tasks import TASKS
     from experiments.options import add_store_arguments
 
     parser.add_argument(
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--share", action="store_true", help="write the form that may be sent away: no identifiers, no small counts"
+    )
+    parser.add_argument(
+        "--task", choices=tuple(TASKS), help="kind of outcome of a TABLE (default: binary where targets are 0 and 1)"
     )
     add_store_arguments(parser)
 
@@ -40,10 +44,15 @@ def run(arguments: argparse.Namespace) -> int:
     table = Path(arguments.source)
     if table.is_file():
         home = table.with_suffix(".sharing") if arguments.share else None
-        print(write_table_report(table, arguments.output or table.with_suffix(f".{kind}.html"), home))
+        page = arguments.output or table.with_suffix(f".{kind}.html")
+        print(write_table_report(table, page, home, arguments.task))
     else:
         store = open_store(arguments)
         run_id = store.find_run(arguments.source).run_id
+        if arguments.task is not None:
+            from experiments.runtime import ConfigurationError
+
+            raise ConfigurationError("What a run predicts is known: --task is for tables. Leave it out.")
         home = store.folder(run_id) / "sharing" if arguments.share else None
         print(write_run_report(store, run_id, arguments.output or store.folder(run_id) / f"{kind}.html", home))
     if home is not None:

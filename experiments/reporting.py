@@ -17,6 +17,7 @@ from evaluation.report.crossval import render_crossval
 from evaluation.report.page import Picture, Table
 from evaluation.report.participants import Characteristic, characteristics_table, subgroup_frame
 from evaluation.report.run import render_report
+from evaluation.tasks import told_task
 from experiments.saliency import TAG as SALIENCY_TAG
 from experiments.sharing import Context, read_or_make_key, shared_context, write_codes
 from tracking.environment import environment_facts
@@ -108,16 +109,19 @@ def write_crossval_report(
     return write_page(render_crossval(conclusion.held_out, context), path)
 
 
-def write_table_report(table: Path, path: Path, home: Path | None = None) -> Path:
+def write_table_report(table: Path, path: Path, home: Path | None = None, task: str | None = None) -> Path:
     """Render the report of a predictions table from any software.
 
     Args:
         table: CSV, TSV or Parquet file.
         path: File to write.
         home: Folder of the key, for the form that may be sent away; None for the whole report.
+        task: Kind of outcome; told from targets and predictions by default.
     """
+    frame = read_predictions(table)
+    tasks = {str(output): task or told_task(rows) for output, rows in frame.groupby("output")}
     title = table.name if home is None else "Predictions table"
-    return _write(render_report, read_predictions(table), ReportContext(title=title), path, home)
+    return _write(render_report, frame, ReportContext(title=title, tasks=tasks), path, home)
 
 
 def _write(

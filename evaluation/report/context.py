@@ -40,6 +40,7 @@ class ReportContext:
         sharing: How the page names participants where it may leave the place where they are known.
         phantom: Whether the cohort is made by software.
         unit: Unit of the target; years for the output `age` by default.
+        tasks: Output -> its kind; told from the columns by default.
         design: How the participants came to be studied; it matters to a binary outcome.
         num_replicates: Bootstrap replicates.
         seed: Seed of the bootstrap.
@@ -62,6 +63,7 @@ class ReportContext:
     sharing: Sharing | None = None
     phantom: bool = False
     unit: str | None = None
+    tasks: Mapping[str, str] = field(default_factory=dict)
     design: Design = field(default_factory=Design)
     num_replicates: int = NUM_REPLICATES
     seed: int = 0

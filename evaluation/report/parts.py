@@ -92,7 +92,13 @@ class Part:
 
 
 def parts_of(
-    frame: pd.DataFrame, *, unit: str | None, num_replicates: int, seed: int, design: Design | None = None
+    frame: pd.DataFrame,
+    *,
+    unit: str | None,
+    num_replicates: int,
+    seed: int,
+    design: Design | None = None,
+    tasks: Mapping[str, str] | None = None,
 ) -> list[Part]:
     """Assess every protocol, arm, output and split that has targets; held-out ones first.
 
@@ -102,6 +108,7 @@ def parts_of(
         num_replicates: Bootstrap replicates.
         seed: Seed of the bootstrap.
         design: How the participants came to be studied; it matters to a binary outcome.
+        tasks: Output -> its kind; told from the columns by default.
 
     Raises:
         PredictionsError: No row has a target.
@@ -112,7 +119,7 @@ def parts_of(
     shared = known.duplicated([name for name in KEY if name != "train_sites"]).any()
     columns = ["protocol", "arm", *(["train_sites"] if shared else []), "output", "split"]
     telling = [name for name in columns if name != "split" and known[name].nunique() > 1]
-    tasks = {str(output): task_of(rows) for output, rows in frame.groupby("output")}
+    tasks = tasks or {str(output): task_of(rows) for output, rows in frame.groupby("output")}
     plan = design or Design()
     parts = []
     for values, _ in known.groupby(columns, sort=True):

@@ -33,7 +33,12 @@ def render_report(predictions: pd.DataFrame, context: ReportContext) -> str:
     """
     frame = normalise_predictions(predictions)
     parts = parts_of(
-        frame, unit=context.unit, num_replicates=context.num_replicates, seed=context.seed, design=context.design
+        frame,
+        unit=context.unit,
+        num_replicates=context.num_replicates,
+        seed=context.seed,
+        design=context.design,
+        tasks=context.tasks,
     )
     if context.sharing is not None:
         parts = shared_parts(parts, context.sharing)

@@ -17,6 +17,7 @@ from datamodules.splits import Split
 from evaluation.gain import gains
 from evaluation.leakage import Finding
 from evaluation.predictions import write_predictions
+from experiments.cli import main
 from experiments.jobs import Job
 from experiments.lock import AnalysisLock
 from experiments.reporting import RECORD, write_crossval_report, write_run_report
@@ -200,6 +201,20 @@ def test_report_is_written_again_from_the_run_alone_also_to_be_shared(campaign, 
     assert [word for text in (page, *drawn) for word in ("Ann-Example", "p07", "60 participants") if word in text] == []
     assert "59 participants" in page
     assert "outcome not known: &lt;5" in page
+
+
+@pytest.mark.parametrize(
+    ("more", "names"),
+    [([], "Area under the ROC curve"), (["--task", "regression"], "Mean absolute error")],
+    ids=["told", "said"],
+)
+def test_the_task_of_a_table_of_other_software_is_told_or_said(tmp_path, more, names):
+    frame = pd.DataFrame({"participant_id": [f"sub-{i}" for i in range(20)], "target": [0, 1] * 10})
+    frame.assign(prediction=np.linspace(0.1, 0.9, 20)).to_csv(tmp_path / "theirs.csv", index=False)
+    assert main(["report", str(tmp_path / "theirs.csv"), *more]) == 0
+    page = (tmp_path / "theirs.report.html").read_text(encoding="utf-8")
+    metrics = ("Area under the ROC curve", "Mean absolute error")
+    assert [name for name in metrics if name in page] == [names]
 
 
 def test_a_key_is_kept_and_a_broken_one_is_refused(tmp_path):
