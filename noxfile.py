@@ -3,6 +3,7 @@
 The sessions run in the environment that nox runs in: torch makes every environment about 6 GB, so one is enough.
 """
 
+import os
 from pathlib import Path
 
 import nox
@@ -39,9 +40,10 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests and doctests; real servers are started by the tests that need them."""
     install(session, "test")
-    # One process for each core, and one thread in each: more threads than cores wait for each other. Files come in
-    # their order, for xdist would leave those with few and long tests to the end, where one core waits for the other.
-    spread = ["-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder"]
+    # One process more than cores, for some tests wait for servers; one thread in each, for more of them would wait for
+    # each other. Files come in their order: xdist would leave those with few and long tests to the end, where the other
+    # cores wait for one.
+    spread = ["-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder"]
     words = ["-m", "not slow", *spread, *session.posargs]
     session.run("python", "-m", "pytest", *words, env={"OMP_NUM_THREADS": "1"}, external=True)
 

@@ -40,7 +40,6 @@ STUDY = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `fontanel plan`."""
-    from datamodules.protocols import PROTOCOLS
     from experiments.expectation import add_expectation_arguments
     from experiments.options import add_store_arguments
 
@@ -49,7 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", metavar="NAME", help="auroc (default), mae, accuracy, balanced_accuracy, ...")
     add_expectation_arguments(parser, "what is expected")
     study = parser.add_argument_group("the study")
-    study.add_argument("--protocol", choices=PROTOCOLS, help="how participants are divided (default: k-fold)")
+    study.add_argument(
+        "--protocol",
+        type=_protocol,
+        metavar="NAME",
+        help="same-site, multi-site, cross-site, k-fold (default) or external",
+    )
     study.add_argument("--num-sites", type=_number, metavar="N", help="test sites, alike in size (default: 1)")
     study.add_argument("--num-folds", type=_number, metavar="K", help="folds (default: 5)")
     study.add_argument("--num-repeats", type=_number, metavar="N", help="draws of folds (default: 1)")
@@ -195,6 +199,14 @@ def _counted(arguments: argparse.Namespace) -> dict[str, Any]:
     jobs = cells * arguments.seeds * arguments.arms
     each = 1 + (arguments.num_inner_folds or 0) + arguments.tune_trials * arguments.tune_folds
     return {"jobs": jobs, "trainings": jobs * each, "at_once": arguments.num_workers}
+
+
+def _protocol(word: str) -> str:
+    from datamodules.protocols import PROTOCOLS
+
+    if word not in PROTOCOLS:
+        raise argparse.ArgumentTypeError(f"there is no protocol '{word}', but {', '.join(PROTOCOLS)}")
+    return word
 
 
 def _number(word: str) -> int:

@@ -12,7 +12,12 @@ SMALL = ["--shape", "32", "36", "32", "--width", "1", "--rounds", "1"]
 @pytest.mark.parametrize(
     ("script", "words", "last"),
     [
-        ("overhead", ["--rounds", "1", "--steps", "10"], "times less than Lightning + MLFlowLogger."),
+        pytest.param(
+            "overhead",
+            ["--rounds", "1", "--steps", "10"],
+            "times less than Lightning + MLFlowLogger.",
+            marks=pytest.mark.slow,
+        ),
         ("road", ["--rounds", "1"], ""),
         pytest.param("data_path", ["--rounds", "1", "--images", "2", *TINY], "HELD", marks=pytest.mark.slow),
         pytest.param("epoch", ["--images", "4", *SMALL], "HELD).", marks=pytest.mark.slow),

@@ -83,7 +83,7 @@ def test_an_error_of_the_reader_arrives_where_batches_are_asked_for(tiny_cohort,
     def broken(*_, **__):
         raise PreprocessingError("a scan is gone")
 
-    monkeypatch.setattr(data.cache, "get", broken)
+    monkeypatch.setattr(data.cache, "load", broken)
     with pytest.raises(PreprocessingError, match="a scan is gone"):
         next(iter(loader))
     assert not readers()

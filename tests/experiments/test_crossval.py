@@ -138,7 +138,7 @@ def test_inline_gives_the_same_table_as_processes(small, tiny_cohort, tmp_path, 
     pd.testing.assert_frame_equal(table_of(tmp_path), small, check_exact=True)
 
 
-@pytest.mark.parametrize("launcher", ["inline", "processes"])
+@pytest.mark.parametrize("launcher", [pytest.param("inline", marks=pytest.mark.slow), "processes"])
 def test_killed_at_any_moment_and_repeated_it_gives_the_same_table(
     launcher, small, tiny_cohort, tmp_path, make_database, commands
 ):

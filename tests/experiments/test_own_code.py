@@ -33,7 +33,7 @@ def test_only_modules_with_code_and_none_of_ours_are_found_in_the_working_folder
 @pytest.mark.parametrize(
     "command",
     [
-        ["crossval", "--protocol", "k-fold", "--num-folds", "2", "--num-workers", "1", "--launcher", "processes"],
+        ["crossval", "--protocol", "external", "--external-sites", "west", "--launcher", "processes"],
         pytest.param(["fit", "--trainer.devices", "2", "--trainer.strategy", "ddp"], marks=pytest.mark.slow),
     ],
     ids=lambda command: command[0],

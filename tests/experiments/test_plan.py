@@ -39,7 +39,7 @@ def test_the_readmes_line_answers_in_an_empty_folder_and_without_torch(tmp_path)
     )
     env = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert "95 % interval 0.667 to 0.818" in " ".join(done.stdout.split())

@@ -221,7 +221,9 @@ def test_a_browser_paints_every_picture_and_asks_for_nothing(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     policy = re.search(r"script-src 'sha256-[^']+'", text)[0]
     looked = tmp_path / "looked.html"
-    looked.write_text(text.replace(policy, "script-src 'unsafe-inline'") + f"<script>{PROBE}</script>")
+    looked.write_text(
+        text.replace(policy, "script-src 'unsafe-inline'") + f"<script>{PROBE}</script>", encoding="utf-8"
+    )
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += ["--virtual-time-budget=20000", "--dump-dom"]
     run = partial(subprocess.run, capture_output=True, encoding="utf-8", timeout=120, check=True)

@@ -72,8 +72,13 @@ def run_of(store: Store):
     return run.info
 
 
-@pytest.mark.parametrize("kind", ["SIGKILL", "raise", "SIGSTOP"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [
+        *[("SIGKILL", 1), ("raise", 1), ("SIGSTOP", 0)],
+        *[pytest.param(*fault, marks=pytest.mark.slow) for fault in (("SIGKILL", 0), ("raise", 0), ("SIGSTOP", 1))],
+    ],
+)
 def test_all_end_when_one_does(forked, make_database, tiny_cohort, tmp_path, capsys, kind, rank):
     folder = tmp_path / "out"
     store = Store(f"sqlite:///{make_database(folder)}", folder)

@@ -149,10 +149,10 @@ EVERY_BATCH, EVERY_SECOND_EPOCH = ["--trainer.val_check_interval", "1"], ["--tra
 @pytest.mark.parametrize(
     ("options", "at"),
     [
-        (ACCUMULATED, "batch_start"),
+        pytest.param(ACCUMULATED, "batch_start", marks=pytest.mark.slow),
         (ACCUMULATED, "batch_end"),
         (EVERY_BATCH, "batch_end"),
-        (EVERY_SECOND_EPOCH, "batch_start"),
+        pytest.param(EVERY_SECOND_EPOCH, "batch_start", marks=pytest.mark.slow),
     ],
     ids=["accumulated-start", "accumulated-end", "validated-every-batch", "validated-every-second-epoch"],
 )

@@ -48,7 +48,8 @@ def test_four_workers_finish_a_hundred_trials_and_lose_no_metric(databases, tmp_
     store = Store(tracking, tmp_path)
     queue = TrialQueue.create(SWEEP, open_storage(uri), {}, seed=0)
     queue.fill(SWEEP.num_trials)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.sweep_queue", "tracking.logger", "tracking.store"])  # imported once
     workers = [context.Process(target=work, args=(uri, tracking, tmp_path / str(n))) for n in range(NUM_WORKERS)]
     for worker in workers:
         worker.start()

@@ -53,7 +53,8 @@ def test_workers_together_do_exactly_what_was_asked(kind, tmp_path):
     uri = uri_of(kind, tmp_path)
     queue = TrialQueue.create(SWEEP, open_storage(uri), {}, seed=0)
     queue.fill(24)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.sweep_queue"])  # imported once
     barrier = context.Barrier(3)
     workers = [context.Process(target=work, args=(uri, barrier)) for _ in range(3)]
     for worker in workers:
@@ -166,7 +167,8 @@ def test_sqlite_is_refused_on_a_network_filesystem_and_a_journal_taken(tmp_path,
 
 def test_a_fresh_sqlite_is_made_once_and_in_wal_mode(tmp_path):
     uri = uri_of("sqlite", tmp_path)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["experiments.sweep_queue"])  # imported once
     openers = [context.Process(target=open_storage, args=(uri,)) for _ in range(3)]
     for opener in openers:
         opener.start()
