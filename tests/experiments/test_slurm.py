@@ -88,6 +88,7 @@ def test_workers_of_the_cluster_join_a_sweep(cluster, tiny_cohort, tmp_path, mak
     assert sum("trials done" in text for text in said) == 2, "both workers have worked on it"
 
 
+@pytest.mark.slow
 @pytest.mark.services
 def test_two_tasks_of_srun_train_one_run(cluster, tiny_cohort, tmp_path, make_database):
     make_database(tmp_path)

@@ -131,7 +131,7 @@ def test_a_dry_run_counts_folds_and_finished_trials(finished, tiny_cohort, files
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("num_devices", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_devices", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_worker_that_is_killed_leaves_nothing_running_and_its_trial_goes_on(
     num_devices, tiny_cohort, tmp_path, make_database, commands
 ):
