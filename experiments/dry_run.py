@@ -13,6 +13,7 @@ from evaluation.parts import HELD_OUT
 from evaluation.power import MIN_CLASS
 from evaluation.power_models import MODELS
 from evaluation.tasks import metrics_of, primary_of
+from evaluation.wording import count_text
 from experiments.campaign import warn_of_few_validation_participants
 from experiments.costs import Clock, Finished, Work, crossval_work, folds_of, print_costs, sweep_work
 from experiments.expectation import Expectation
@@ -109,8 +110,8 @@ def print_crossval(plan: Workplan, document: Mapping[str, Any]) -> None:
     console = Console(width=WIDTH)
     arms = len(document["arms"])
     lines = [
-        f"{study.name}, {study.protocol}: {plan.num_jobs} jobs = {arms} arms x {len(sets)} test sets x "
-        f"{study.num_seeds} {'seed' if study.num_seeds == 1 else 'seeds'}",
+        f"{study.name}, {study.protocol}: {count_text(plan.num_jobs, 'job')} = {count_text(arms, 'arm')} x "
+        f"{count_text(len(sets), 'test set')} x {count_text(study.num_seeds, 'seed')}",
         f"Arms: {', '.join(document['arms'])}",
         f"Primary metric: {plan.lock.primary_metric}",
         *([] if plan.tuning is None else [f"Each job is tuned before: {plan.tuning.effort}"]),
